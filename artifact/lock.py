@@ -1,0 +1,40 @@
+"""One build at a time in a directory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from artifact.errors import UserError
+from artifact.files import as_user_error
+
+
+@contextlib.contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """Hold `directory` for this process; the operating system lets go of it when the process dies.
+
+    Raises UserError naming the process that holds it.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(directory / ".lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        owner = directory / ".lock.owner"
+        who = owner.read_text(encoding="utf-8").strip() if owner.exists() else "another process"
+        raise UserError(
+            f"{directory} is being built by {who}: wait for it to end, or build with another --out."
+        ) from None
+    except OSError as e:
+        raise as_user_error(e, directory / ".lock") from e
+    try:
+        (directory / ".lock.owner").write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+        yield
+    finally:
+        (directory / ".lock.owner").unlink(missing_ok=True)
+        lock.release()

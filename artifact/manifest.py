@@ -1,0 +1,100 @@
+"""manifest.json: what was built, from what, with which versions; the only entry point for readers.
+
+Layout (`format` 1)::
+
+    format      1
+    name        the artifact's name
+    pipeline    class name of the diffusers pipeline, e.g. "FluxPipeline"
+    source      {"model": name as given, "sha256": hash over its configs and weights}
+    target      "cpu", ...
+    dtype       T of the graphs: "float16" | "float32"
+    versions    {package: version} that made it
+    generation  keyword arguments of the pipeline's call that the model wants by default
+    presets     names of the presets built, in the order of the request; the first is the default
+    components  {name: {"role": "denoiser" | "text_encoder" | "vae_decoder" | "vae_encoder",
+                        "module": name in the pipeline (e.g. "vae"), "class": class name, "config": {...},
+                        "models": {preset: path of the .onnx}, "inputs": [...], "outputs": [...]}}
+    folders     {"tokenizer": "tokenizer", "scheduler": "scheduler", ...}: what diffusers and transformers load
+    files       {path: {"sha256": ..., "bytes": ...}} of everything a reader may open
+    exports     {component: [{"shapes": {...}, "max_abs_error": ..., "max_abs": ...}, ...]}: check against torch
+    layers      {preset: {layer: {"error": ..., "alpha": ..., "beta": ..., "rank": ..., "k": ..., "n": ...,
+                        "scheme": ..., "bytes": ..., "bytes_16bit": ...}}}
+    references  {"prompts": [...], "seeds": [...], "files": [...]} or absent
+    skipped     [sentence, ...]: steps that were not done, and why
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from artifact.errors import UserError
+from artifact.files import inside, sha256, write_json
+
+NAME = "manifest.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A directory with a manifest whose files were found as they were written."""
+
+    root: Path
+    manifest: dict[str, Any]
+
+    @classmethod
+    def open(cls, directory: Path | str, verify: bool = True) -> Artifact:
+        """Read the manifest; with `verify`, also the hash of every file it names.
+
+        Raises UserError where the directory holds no artifact, or a file is missing, changed or out of it.
+        """
+        root = Path(directory)
+        path = root / NAME
+        if not path.is_file():
+            raise UserError(f"{root} holds no {NAME}: give the directory that `python -m export.build` printed.")
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            known = manifest["format"]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{path} is not a manifest (damaged or half-copied): copy it again or rebuild.") from None
+        if known != FORMAT:
+            raise UserError(f"{path} has format {known!r}, this version reads {FORMAT}: rebuild the artifact.")
+        artifact = cls(root, manifest)
+        if verify:
+            artifact.verify()
+        return artifact
+
+    def verify(self) -> None:
+        """Compare every file with its recorded hash. Raises UserError naming the first that differs."""
+        for name, entry in self.manifest["files"].items():
+            path = inside(self.root, name)
+            if not path.is_file():
+                raise UserError(f"{self.root / name} is missing: copy the artifact again or rebuild it.")
+            if path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:
+                raise UserError(f"{self.root / name} is not the file that was built (its hash differs): "
+                                "copy the artifact again or rebuild it.")
+
+    def path(self, name: str) -> Path:
+        """Absolute path of a file or folder that the manifest names. Raises UserError where it leads outside."""
+        return inside(self.root, name)
+
+    def component(self, role: str) -> list[str]:
+        """Names of the components with this role, in the manifest's order."""
+        return [n for n, c in self.manifest["components"].items() if c["role"] == role]
+
+    def model(self, component: str, preset: str) -> Path:
+        """The .onnx file of a component for a preset."""
+        return self.path(self.manifest["components"][component]["models"][preset])
+
+
+def record(root: Path, names: list[str]) -> dict[str, dict[str, Any]]:
+    """The `files` entries of the named files below `root`."""
+    return {n: {"sha256": sha256(root / n), "bytes": (root / n).stat().st_size} for n in sorted(names)}
+
+
+def write(root: Path, manifest: dict[str, Any]) -> Artifact:
+    """Write the manifest, which makes the directory an artifact."""
+    write_json(root / NAME, {"format": FORMAT, **manifest})
+    return Artifact(root, {"format": FORMAT, **manifest})

@@ -1,0 +1,85 @@
+"""One definition of a run, whatever computes it: the same prompts, noise and call for torch and for engines.
+
+The noise comes from numpy, not from torch, so that a device without torch starts from the very same latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+Progress = Callable[[int, int, str], None]  # (done, total, what)
+
+
+@dataclass(frozen=True)
+class LatentRule:
+    """How a pipeline's initial latents are laid out for an image of height x width pixels.
+
+    `channels` latent channels at 1/`scale` of the pixels; `packed`: FLUX's [B, (h/2)(w/2), 4·channels] instead of
+    [B, channels, h, w].
+    """
+
+    channels: int
+    scale: int
+    packed: bool
+
+    def shape(self, height: int, width: int) -> tuple[int, ...]:
+        """Shape of one image's latents, without the batch."""
+        h, w = height // self.scale, width // self.scale
+        return (h // 2 * (w // 2), 4 * self.channels) if self.packed else (self.channels, h, w)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def initial_noise(rule: LatentRule, seeds: Sequence[int], height: int, width: int) -> np.ndarray:
+    """float32 [len(seeds), ...] standard normal noise, one PCG64 stream per seed."""
+    shape = rule.shape(height, width)
+    return np.stack([np.random.Generator(np.random.PCG64(s)).standard_normal(shape, np.float32) for s in seeds])
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What one run gave: `images` uint8 [B, H, W, 3]; `latents` float32 [B, steps, ...] after every step."""
+
+    images: np.ndarray
+    latents: np.ndarray
+
+
+def sample(
+    pipe: Any,
+    prompts: Sequence[str],
+    noise: np.ndarray,
+    generation: dict[str, Any],
+    progress: Progress | None = None,
+) -> Sampled:
+    """Run a diffusers pipeline (of torch modules or of engines) on a batch of prompts from the given noise.
+
+    `noise` is float32 [B, ...] from `initial_noise`; `generation` are keyword arguments of the pipeline's call.
+    """
+    import torch
+
+    kept: list[np.ndarray] = []
+
+    def after_step(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        kept.append(tensors["latents"].float().cpu().numpy().copy())
+        if progress:
+            progress(step + 1, generation["num_inference_steps"], "denoising")
+        return {}
+
+    call = dict(generation)
+    if isinstance(call.get("negative_prompt"), str):
+        call["negative_prompt"] = [call["negative_prompt"]] * len(prompts)
+    pipe.set_progress_bar_config(disable=True)
+    with torch.no_grad():
+        images = pipe(
+            list(prompts),
+            latents=torch.from_numpy(noise),
+            output_type="np",
+            callback_on_step_end=after_step,
+            **call,
+        ).images
+    return Sampled((np.asarray(images) * 255).round().astype(np.uint8), np.stack(kept, axis=1))

@@ -1,0 +1,108 @@
+"""Solving many layers: in parallel, largest first, each stored as soon as it is done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+
+from passes.solver.key import solve_key
+from passes.solver.layer import solve_layer
+from passes.solver.pool import each
+from passes.solver.recipe import Recipe
+from passes.solver.solved import SolvedLayer
+
+Inputs = tuple[np.ndarray, np.ndarray | None, np.ndarray | None]
+
+#: Below this many weights in all, starting processes (each imports torch) takes longer than they save.
+WORTH_A_POOL = 1 << 25
+
+
+class Store(Protocol):
+    """Where solved layers live; safe for several processes at once, entries appear whole or not at all."""
+
+    def get_arrays(self, key: str) -> tuple[dict[str, np.ndarray], dict[str, str]] | None: ...
+
+    def put_arrays(self, key: str, arrays: dict[str, np.ndarray], meta: dict[str, str]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """One layer to solve. load, picklable, returns (weight [N, K], bias [N] or None, samples [S, K] or None).
+
+    size is the number of weights, by which jobs are ordered; unknown (0), the layer is loaded once more to see it.
+    """
+
+    name: str
+    load: Callable[[], Inputs]
+    recipe: Recipe
+    size: int = 0
+
+    def __str__(self) -> str:
+        return f"layer {self.name}"
+
+
+def solve_all(
+    jobs: Sequence[Job], store: Store, workers: int, progress: Callable[[str], None] | None = None
+) -> dict[str, SolvedLayer]:
+    """Solve what the store does not hold yet and return every job's layer by its name, in the jobs' order.
+
+    store and jobs must be picklable. Each worker runs one thread; results do not depend on their number. Holds all
+    results at once: a caller with more layers than memory uses `solve_into`. Raises as it does.
+    """
+    solved = {}
+    for name, key in solve_into(jobs, store, workers, progress).items():
+        entry = store.get_arrays(key)
+        if entry is None:
+            raise OSError(f"layer {name} was stored as {key} but is not there any more; is the store's disk full?")
+        solved[name] = SolvedLayer.from_arrays(*entry)
+    return solved
+
+
+def solve_into(
+    jobs: Sequence[Job], store: Store, workers: int, progress: Callable[[str], None] | None = None
+) -> dict[str, str]:
+    """Like `solve_all`, but leaves the layers in the store and returns their keys by name: bounded memory.
+
+    progress gets one line per finished layer. A killed run loses the layers in flight only. Raises ValueError for
+    two jobs of one name and for a layer that cannot be solved, naming it, and WorkerDied for a killed worker.
+    """
+    if workers < 1:
+        raise ValueError(f"workers is {workers}; it must be at least 1")
+    names = [job.name for job in jobs]
+    if len(set(names)) != len(names):
+        raise ValueError(f"several jobs are named {next(n for n in names if names.count(n) > 1)!r}")
+    sizes = {job.name: job.size or job.load()[0].size for job in jobs}
+    # Largest first: a large layer begun last would keep one worker busy while the others idle. Ties by name.
+    ordered = sorted(jobs, key=lambda job: (-sizes[job.name], job.name))
+    work = partial(_solve, store=store)
+    if workers == 1 or len(jobs) < 2 or sum(sizes.values()) < WORTH_A_POOL:
+        finished = ((job, work(job)) for job in ordered)
+    else:
+        finished = each(work, ordered, workers, preload=__name__)
+    keys: dict[str, str] = {}
+    for job, (key, note) in finished:
+        keys[job.name] = key
+        if progress is not None:
+            progress(f"[{len(keys)}/{len(jobs)}] {job.name}: {note}")
+    return {name: keys[name] for name in names}
+
+
+def _solve(job: Job, store: Store) -> tuple[str, str]:
+    """Solve one layer unless the store has it; returns its key and a line for people."""
+    began = time.perf_counter()
+    try:
+        weight, bias, samples = job.load()
+        key = solve_key(weight, bias, samples, job.recipe)
+        entry = store.get_arrays(key)
+        if entry is not None:
+            return key, f"error {float(entry[1]['error']):.4f}, from the store"
+        solved = solve_layer(weight, bias, samples, job.recipe)
+    except ValueError as error:
+        raise ValueError(f"layer {job.name}: {error}") from error
+    store.put_arrays(key, solved.arrays(), solved.meta())
+    return key, f"error {solved.error:.4f}, {time.perf_counter() - began:.1f} s"

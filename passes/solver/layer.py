@@ -1,0 +1,95 @@
+"""Solving one layer: smoothing, low-rank branch, refinement, 4-bit residual, in this order (arXiv 2411.05007, section 4)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from passes.solver import smoothing
+from passes.solver.error import Judge, relative_error
+from passes.solver.lowrank import LowRank, branch_factors, random_basis, truncated_svd
+from passes.solver.problem import Problem, check, one_thread
+from passes.solver.quantise import weight_codes, weight_values
+from passes.solver.recipe import Recipe
+from passes.solver.refine import refine
+from passes.solver.solved import SolvedLayer
+from plugins.svdq_linear.spec import padded_rank
+
+#: Rounds of refinement are compared on this many output rows and tokens.
+ROWS, TOKENS = 1024, 256
+
+#: Power iterations of the first SVD. Refinement sharpens it further; without refinement it has to be good by itself.
+POWER, POWER_ALONE = 1, 4
+
+
+def solve_layer(
+    weight: np.ndarray, bias: np.ndarray | None, samples: np.ndarray | None, recipe: Recipe
+) -> SolvedLayer:
+    """The constants of an SvdqLinear for y = x·Wᵀ + bias.
+
+    weight [N, K], bias [N] or None, samples [S, K] of what the layer sees or None (data-free: no smoothing, errors
+    are the weight's); float16, float32 or bfloat16. The same inputs give the same bits on the same machine, whatever
+    the number of threads. Raises ValueError for shapes that do not fit, a rank above min(N, K) and values that are
+    not finite.
+    """
+    with one_thread():
+        problem = check(weight, bias, samples, recipe)
+        strength, inv_smooth = smoothing.choose(problem)
+        judge = Judge(replace(problem, samples=None), inv_smooth)
+        rounds, factors = 0, None
+        if recipe.rank:
+            low, rounds = _branch(problem, judge.smoothed, inv_smooth)
+            factors = branch_factors(low, inv_smooth, problem.samples, problem.t)
+        solved = _assemble(problem, inv_smooth, factors, judge.residual(factors))
+        solved = replace(solved, alpha=strength.alpha, beta=strength.beta, rounds=rounds)
+        return replace(solved, error=relative_error(problem, solved))
+
+
+def _branch(problem: Problem, smoothed: torch.Tensor, inv_smooth: torch.Tensor) -> tuple[LowRank, int]:
+    recipe, (outputs, channels) = problem.recipe, problem.weight.shape
+    basis = random_basis(channels, recipe.rank, min(outputs, channels), recipe.seed)
+    low = truncated_svd(smoothed, recipe.rank, basis, POWER if recipe.refine else POWER_ALONE)
+    if not recipe.refine:
+        return low, 0
+    part = problem.part(ROWS, TOKENS)
+    rows = torch.arange(part.weight.shape[0]) * outputs // part.weight.shape[0]
+    judge = Judge(part, inv_smooth)
+
+    def score(candidate: LowRank) -> float:
+        whole = branch_factors(candidate, inv_smooth, problem.samples, problem.t)
+        return judge.score((whole[0], whole[1][:, rows].contiguous()))
+
+    return refine(smoothed, low, recipe.refine, recipe.group_size, problem.t, score)
+
+
+def _assemble(
+    problem: Problem, inv_smooth: torch.Tensor, factors: tuple[torch.Tensor, torch.Tensor] | None, residual: torch.Tensor
+) -> SolvedLayer:
+    recipe, t = problem.recipe, problem.t
+    outputs, channels = problem.weight.shape
+    codes, scales = weight_codes(residual, recipe.group_size, t)
+    if not bool(torch.isfinite(t.rounded(scales)).all()):
+        raise ValueError(f"a weight scale reaches {float(scales.max())}, beyond {recipe.dtype}'s {t.largest}; use another dtype")
+    bias = problem.bias
+    if recipe.act_shift:
+        # Only the quantised path sees x + shift. Its constant part is what the op itself computes from.
+        offset = weight_values(codes, scales, recipe.group_size).double() @ inv_smooth.double()
+        bias = (bias.double() - recipe.act_shift * offset).float()
+    down = torch.zeros(channels, padded_rank(recipe.rank))
+    up = torch.zeros(padded_rank(recipe.rank), outputs)
+    if factors is not None:
+        down[:, : recipe.rank], up[: recipe.rank] = factors
+    return SolvedLayer(
+        inv_smooth=t.array(inv_smooth),
+        down=t.array(down),
+        up=t.array(up),
+        qweight=codes.numpy(),
+        wscale=t.array(scales),
+        bias=t.array(bias),
+        error=0.0,
+        alpha=0.0,
+        beta=0.0,
+        rounds=0,
+    )

@@ -1,0 +1,88 @@
+"""A layer to be solved, checked and brought into float32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from passes.solver.element import ELEMENT_TYPES, ElementType
+from passes.solver.recipe import Recipe
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """weight [N, K], bias [N] and samples [S, K] (or None: data-free) in float32; samples hold values of T."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    samples: torch.Tensor | None
+    recipe: Recipe
+
+    @property
+    def t(self) -> ElementType:
+        return ELEMENT_TYPES[self.recipe.dtype]
+
+    def part(self, rows: int, tokens: int) -> Problem:
+        """At most `rows` output rows and `tokens` samples, evenly spaced: enough to compare candidates."""
+        picked = _evenly(self.weight.shape[0], rows)
+        samples = None if self.samples is None else self.samples[_evenly(self.samples.shape[0], tokens)].clone()
+        return replace(self, weight=self.weight[picked].clone(), bias=self.bias[picked], samples=samples)
+
+
+def check(
+    weight: np.ndarray, bias: np.ndarray | None, samples: np.ndarray | None, recipe: Recipe
+) -> Problem:
+    """weight [N, K], bias [N], samples [S, K] of any float type as a Problem.
+
+    Raises ValueError, naming what it saw, for shapes that do not fit, a rank above min(N, K), and values that are
+    not finite or do not fit T.
+    """
+    if weight.ndim != 2 or 0 in weight.shape:
+        raise ValueError(f"the weight has shape {weight.shape}; it must be [N, K], both at least 1")
+    outputs, channels = weight.shape
+    if recipe.rank > min(outputs, channels):
+        raise ValueError(f"rank is {recipe.rank}, but a weight of shape {(outputs, channels)} has at most {min(outputs, channels)}")
+    if bias is not None and bias.shape != (outputs,):
+        raise ValueError(f"the bias has shape {bias.shape}; the weight's {outputs} rows need {(outputs,)}")
+    if samples is not None and (samples.ndim != 2 or samples.shape[1] != channels or not samples.shape[0]):
+        raise ValueError(f"the samples have shape {samples.shape}; they must be [S, {channels}] with S at least 1")
+    t = ELEMENT_TYPES[recipe.dtype]
+    wide = _float32("weight", weight)
+    offset = torch.zeros(outputs) if bias is None else _float32("bias", bias)
+    inputs = None if samples is None else t.rounded(_float32("samples", samples))
+    for name, values in (("bias", offset), ("samples", inputs)):
+        if values is not None and not bool(torch.isfinite(t.rounded(values)).all()):
+            raise ValueError(f"the {name} reach {float(values.abs().max())}, beyond {recipe.dtype}'s {t.largest}")
+    return Problem(wide, offset, inputs, recipe)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Matrix products on one thread: how a sum is split over threads would show in its last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _float32(name: str, values: np.ndarray) -> torch.Tensor:
+    """A copy in memory that torch aligned, because alignment, too, changes the order of sums."""
+    copy = torch.empty(values.shape, dtype=torch.float32)
+    copy.numpy()[...] = values
+    if not bool(torch.isfinite(copy.sum())):  # one pass; the exact place is looked for only when there is one
+        bad = (~torch.isfinite(copy)).nonzero()
+        if len(bad):
+            at = tuple(int(i) for i in bad[0])
+            raise ValueError(f"the {name} hold {float(copy[at])} at {at} ({len(bad)} such values); all must be finite")
+    return copy
+
+
+def _evenly(count: int, wanted: int) -> torch.Tensor:
+    return torch.arange(min(count, wanted)) * count // min(count, wanted)

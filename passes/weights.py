@@ -1,0 +1,61 @@
+"""Loading one layer's arrays in the process that solves it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from artifact.store import Store
+from passes.layers import Layer
+
+class Stored(Protocol):
+    """A tensor somewhere in a file."""
+
+    shape: tuple[int, ...]
+
+    def read(self) -> np.ndarray: ...
+
+
+def _array(stored: Stored) -> np.ndarray:
+    """The tensor; float16 as it is, every other type as float32."""
+    array = stored.read()
+    return np.asarray(array) if array.dtype == np.float16 else np.asarray(array, np.float32)
+
+
+@dataclass(frozen=True)
+class LayerLoader:
+    """Reads (weight [N, K], bias [N] or None, samples [S, K] or None) of one layer; small enough to be pickled."""
+
+    layer: Layer
+    refs: Mapping[str, Stored]
+    store: str
+    samples_key: str | None
+
+    def __call__(self) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        layer = self.layer
+        weight = np.concatenate([_array(self.refs[name]) for name in layer.weights])
+        bias = self._bias()
+        samples = None
+        if self.samples_key is not None:
+            found = Store(self.store).get_arrays(self.samples_key)
+            if found is None:
+                raise FileNotFoundError(f"the calibration samples of {layer.input} are gone from {self.store}")
+            samples = found[0]["samples"]
+        if layer.columns is not None:
+            start, stop = layer.columns
+            weight = np.ascontiguousarray(weight[:, start:stop])
+            samples = None if samples is None else np.ascontiguousarray(samples[:, start:stop])
+        return weight, bias, samples
+
+    def _bias(self) -> np.ndarray | None:
+        if not self.layer.biases:
+            return None
+        rows = [self.refs[w].shape[0] for w in self.layer.weights]
+        parts = [
+            _array(self.refs[b]) if b is not None else np.zeros(n, np.float32)
+            for b, n in zip(self.layer.biases, rows, strict=True)
+        ]
+        return np.concatenate(parts)
