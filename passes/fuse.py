@@ -68,7 +68,7 @@ def _fuse(model: ir.Model, anchor: ir.Node, templates: dict[tuple[Variant, int],
     qweight = anchor.inputs[0]
     assert qweight is not None and qweight.shape is not None
     k = int(qweight.shape[1])  # type: ignore[arg-type]
-    reason = "no rounding of the sum was found behind it"
+    furthest, reason = 0, "no rounding of the sum was found behind it"
     for end in _ends(anchor):
         for variant in _variants(anchor, end):
             pattern = templates.get((variant, k)) or template(variant, k)
@@ -77,7 +77,8 @@ def _fuse(model: ir.Model, anchor: ir.Node, templates: dict[tuple[Variant, int],
                 templates[variant, k] = pattern
                 _replace(model, pattern, match, end)
                 return
-            reason = match.reason or reason
+            if len(match.nodes) > furthest:  # the variant that went deepest before it differed says most
+                furthest, reason = len(match.nodes), match.reason
     raise ValueError(f"{qweight.name} is in no pattern of {DOMAIN}::{OP_TYPE}: {reason}")
 
 

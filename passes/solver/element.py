@@ -12,19 +12,21 @@ import torch
 
 @dataclass(frozen=True)
 class ElementType:
-    """T, with what a loop needs in order to round to it by itself.
-
-    precision is the significand's bits with the hidden one; tiny is the exponent of the smallest positive number.
-    """
+    """T in numpy's and torch's words."""
 
     numpy: np.dtype[Any]
     torch: torch.dtype
-    precision: int
-    tiny: int
 
     @property
     def largest(self) -> float:
         return torch.finfo(self.torch).max
+
+    @property
+    def form(self) -> tuple[int, np.float32, np.float32]:
+        """What a loop needs to round float32 to T by itself: bits to drop, smallest normal and largest number."""
+        info = torch.finfo(self.torch)
+        kept = -int(np.log2(info.eps))
+        return 23 - kept, np.float32(info.smallest_normal), np.float32(info.max)
 
     def rounded(self, values: torch.Tensor) -> torch.Tensor:
         """Float32 values rounded to T (ties to even), still float32."""
@@ -36,7 +38,7 @@ class ElementType:
 
 
 ELEMENT_TYPES = {
-    "float16": ElementType(np.dtype(np.float16), torch.float16, 11, -24),
-    "bfloat16": ElementType(np.dtype(ml_dtypes.bfloat16), torch.bfloat16, 8, -133),
-    "float32": ElementType(np.dtype(np.float32), torch.float32, 24, -149),
+    "float16": ElementType(np.dtype(np.float16), torch.float16),
+    "bfloat16": ElementType(np.dtype(ml_dtypes.bfloat16), torch.bfloat16),
+    "float32": ElementType(np.dtype(np.float32), torch.float32),
 }

@@ -40,14 +40,16 @@ class Judge:
     def score(self, factors: Factors | None) -> float:
         recipe, samples = self.problem.recipe, self.problem.samples
         residual = self.residual(factors)
-        values = weight_values(*weight_codes(residual, recipe.group_size, self.problem.t), recipe.group_size)
+        codes, scales = weight_codes(residual, recipe.group_size, recipe.clip, self.problem.t)
+        values = weight_values(codes, scales, recipe.group_size)
         if samples is None:
             return float(((residual - values) * self.inv_smooth).square().sum(dtype=torch.float64))
         y = self.acts @ values.T
         if factors is not None:
             down, up = factors
             y.addmm_(self.problem.t.rounded(samples @ down), up)
-        return float((self.wanted - y).square().sum(dtype=torch.float64))
+        squares = float((self.wanted - y).square().sum(dtype=torch.float64))
+        return squares if squares == squares else float("inf")
 
 
 def output_error(

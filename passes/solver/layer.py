@@ -69,7 +69,7 @@ def _assemble(
 ) -> SolvedLayer:
     recipe, t = problem.recipe, problem.t
     outputs, channels = problem.weight.shape
-    codes, scales = weight_codes(residual, recipe.group_size, t)
+    codes, scales = weight_codes(residual, recipe.group_size, recipe.clip, t)
     if not bool(torch.isfinite(t.rounded(scales)).all()):
         raise ValueError(f"a weight scale reaches {float(scales.max())}, beyond {recipe.dtype}'s {t.largest}; use another dtype")
     bias = problem.bias

@@ -17,7 +17,7 @@ class Recipe:
     group_size  channels that share a scale, 64 or 128
     rank        singular values that the 16-bit branch keeps; 0 = no branch
     smooth      search the smoothing strength by measured output error; False = ones
-    refine      upper bound of rounds L <- SVD(W - Q(W - L)); 0 = none
+    refine      upper bound of rounds L <- SVD(W - Q(W - L)), with weight scales searched; 0 = neither
     act_signed  codes -7..7; False: 0..15, for inputs that act_shift makes non-negative
     act_shift   added to the input before smoothing, taken out of the bias
     dtype       T of the op: what scales, factors, inv_smooth and bias are rounded to
@@ -43,6 +43,11 @@ class Recipe:
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}; known are {', '.join(DTYPES)}")
         self.variant()
+
+    @property
+    def clip(self) -> bool:
+        """Weight scales are searched (a group's largest weights may clip), not taken from the largest weight."""
+        return self.refine > 0
 
     def variant(self, activation: str = "none") -> Variant:
         """The op variant that runs a layer solved with this recipe; raises ValueError where the op has none."""

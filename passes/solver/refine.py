@@ -8,7 +8,10 @@ import torch
 
 from passes.solver.element import ElementType
 from passes.solver.lowrank import LowRank, project
-from passes.solver.quantise import weight_error
+from passes.solver.quantise import branch_target
+
+#: Each round goes this far from L towards SVD_r(W - Q(W - L)): 1.5 takes two thirds of the rounds that 1 takes.
+STEP = 1.5
 
 #: A round that gains less than this part of the error is the last.
 LEAST_GAIN = 1e-3
@@ -31,9 +34,9 @@ def refine(
     thin matrix: each SVD starts from the last one's right singular vectors, and one step from there is enough.
     """
     best, best_score, best_round = low, score(low), 0
-    error = torch.empty_like(smoothed)
+    target = torch.empty_like(smoothed)
     for number in range(1, rounds + 1):
-        low = project(error, quantisation_error(smoothed, low, group, t, error), low.left.shape[1])
+        low = project(target, fill_target(smoothed, low, group, t, target), low.left.shape[1])
         found = score(low)
         # Errors are compared, scores are their squares.
         gained = best_score > 0 and (found / best_score) ** 0.5 <= 1 - LEAST_GAIN
@@ -44,19 +47,19 @@ def refine(
     return best, best_round
 
 
-def quantisation_error(
-    smoothed: torch.Tensor, low: LowRank, group: int, t: ElementType, error: torch.Tensor
+def fill_target(
+    smoothed: torch.Tensor, low: LowRank, group: int, t: ElementType, target: torch.Tensor
 ) -> torch.Tensor:
-    """Fills error = W - Q(W - L), [N, K], and returns error · basis, [N, p]."""
+    """Fills target = L + STEP · (W - Q(W - L) - L), [N, K], and returns target · basis, [N, p]."""
     rows, channels = smoothed.shape
-    step = max(16, BLOCK // channels)
+    height = max(16, BLOCK // channels)
     image = torch.empty(rows, low.basis.shape[1])
-    product = torch.empty(min(step, rows), channels)
+    product = torch.empty(min(height, rows), channels)
     transposed = low.right.T.contiguous()
-    for start in range(0, rows, step):
-        here = slice(start, min(start + step, rows))
+    for start in range(0, rows, height):
+        here = slice(start, min(start + height, rows))
         part = product[: here.stop - start]
         torch.mm(low.left[here], transposed, out=part)
-        weight_error(smoothed[here], part, group, t, error[here])
-        torch.mm(error[here], low.basis, out=image[here])
+        branch_target(smoothed[here], part, STEP, group, t, target[here])
+        torch.mm(target[here], low.basis, out=image[here])
     return image
