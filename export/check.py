@@ -1,0 +1,77 @@
+"""An exported graph against torch, at sizes that it was not exported at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+
+from export.components import DTYPES, Component
+from export.source import Source
+
+LIMIT = {"float32": 1e-4, "float16": 5e-3}  # largest difference over largest value
+
+
+class ExportDiffers(Exception):
+    """The graph computes something else than the torch module: a fault of the exporter or of a family's row."""
+
+
+def check_against_torch(model_path: Path, source: Source, component: Component, dtype: str) -> list[dict[str, Any]]:
+    """Run the graph on onnxruntime and the module, loaded by its own library in float32, on equal inputs.
+
+    Returns one entry per shape and output: {"shapes", "output", "max_abs_error", "max_abs", "relative"}, relative =
+    max_abs_error / max_abs. Raises ExportDiffers naming the component and the figure where it passes LIMIT.
+    """
+    dtype = component.dtype(dtype)
+    row = component.row
+    module = _torch_module(source, component)
+    call = row.call(component.config)
+    session = _session(model_path)
+    wanted = {i.name for i in session.get_inputs()}
+    found = []
+    for number, shapes in enumerate(row.check_shapes):
+        generator = torch.Generator().manual_seed(number + 1)
+        inputs = row.inputs(component.config, shapes, DTYPES[dtype], generator)
+        exact = {k: v.float() if v.is_floating_point() else v for k, v in inputs.items()}
+        with torch.no_grad():
+            expected = call(module, **exact)
+        expected = expected if isinstance(expected, tuple) else (expected,)
+        actual = session.run(list(row.outputs), {k: v.numpy() for k, v in inputs.items() if k in wanted})
+        sizes = {k: list(v.shape) for k, v in inputs.items()}
+        for name, want, have in zip(row.outputs, expected, actual, strict=True):
+            found.append({"shapes": sizes, "output": name, **_difference(have, want.numpy())})
+    worst = max(found, key=lambda f: f["relative"])
+    if not worst["relative"] <= LIMIT[dtype]:  # NaN fails, too
+        raise ExportDiffers(
+            f"{component.name}: {worst['output']} of the {dtype} graph differs from torch by {worst['relative']:.2e} "
+            f"of its largest value at {worst['shapes']} (allowed {LIMIT[dtype]:.0e})."
+        )
+    return found
+
+
+def _torch_module(source: Source, component: Component) -> torch.nn.Module:
+    """The module as diffusers or transformers load it, which shares no code with the export."""
+    module = component.row.load(
+        source.root,
+        subfolder=component.module,
+        torch_dtype=torch.float32,
+        use_safetensors=True,
+        local_files_only=True,
+        variant=source.variant,
+    )
+    return module.eval()
+
+
+def _session(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def _difference(have: np.ndarray, want: np.ndarray) -> dict[str, float]:
+    error = float(np.abs(have.astype(np.float64) - want).max())
+    largest = float(np.abs(want).max())
+    return {"max_abs_error": error, "max_abs": largest, "relative": error / max(largest, 1e-30)}

@@ -1,0 +1,323 @@
+"""The whole compiler as one straight function: a diffusers pipeline in, an artifact directory out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from artifact import manifest as manifests
+from artifact.errors import UserError
+from artifact.files import remove_partials, written_whole
+from artifact.lock import held
+from artifact.manifest import Artifact
+from artifact.store import Store, key_of
+from engines import targets
+from export.components import Component, components, latent_rule
+from export.options import Options
+from export.source import Source, open_source
+from export.stages import Stages
+from passes.layers import Layer, find_layers, quantised
+from passes.policy import Policy
+from passes.presets import PRESETS, layered
+from passes.solve import StoredLayers, recipes, solve
+from passes.solved import Solved
+from passes.write import write_model
+
+BASELINE = "fp16"
+PACKAGES = ("svdq-edge", "torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
+
+
+@dataclass(frozen=True)
+class Build:
+    """What every stage needs."""
+
+    options: Options
+    source: Source
+    components: list[Component]
+    out: Path
+    store: Store
+    stages: Stages
+
+    @property
+    def denoiser(self) -> Component:
+        """The component that is quantised."""
+        return next(c for c in self.components if c.role == "denoiser")
+
+    @property
+    def policy(self) -> Policy:
+        """What becomes 4-bit in it."""
+        return Policy(self.denoiser.row.quantise, self.denoiser.row.weight_only)
+
+
+def compile_model(options: Options, stages: Stages) -> tuple[Artifact, dict[str, Any]]:
+    """Build the artifact that `options` describe and measure it. Returns it and what report.json holds.
+
+    Raises UserError for whatever the user can put right. A build that was killed is resumed: finished exports,
+    samples, layers and references are found in the store.
+    """
+    options.check()
+    target = targets.auto() if options.target == "auto" else targets.find(options.target)
+    with stages.stage("model"):
+        source = open_source(options.model)
+        if options.steps is not None:
+            source = replace(source, generation={**source.generation, "num_inference_steps": options.steps})
+        parts = components(source)
+    out = options.out or Path("out") / Path(source.name).name
+    with held(out):
+        remove_partials(out)
+        build = Build(options, source, parts, out, Store(options.cache or out / ".cache"), stages)
+        graphs = _export(build)
+        layers = _layers(build, graphs[build.denoiser.name])
+        chosen = {n: PRESETS[n] for n in options.presets if PRESETS[n].quantises}
+        asked = {n: recipes(p, layers, options.dtype, options.rank, options.group_size, options.seed)
+                 for n, p in chosen.items()}  # fmt: skip
+        pipe = _LazyPipeline(source)
+        samples = _calibrate(build, layers, pipe)
+        solved = {n: _solve(build, n, layers, r, samples) for n, r in asked.items()}
+        references = _references(build, pipe)
+        # Without its manifest the directory is no artifact: a kill from here on leaves none that is half old.
+        (out / manifests.NAME).unlink(missing_ok=True)
+        models = _rewrite(build, graphs, solved)
+        checks = _check(build, models)
+        folders = _copy_folders(build)
+        skipped = _skipped(target)
+        content = {
+            "name": out.name,
+            "pipeline": source.pipeline,
+            "source": {"model": Path(source.name).name, "sha256": source.sha256},
+            "target": target.name,
+            "dtype": options.dtype,
+            "versions": {p: version(p) for p in PACKAGES},
+            "generation": build.source.generation,
+            "latents": latent_rule(source).to_json(),
+            "presets": options.presets,
+            "components": _describe(build, graphs, models),
+            "folders": folders,
+            "exports": checks,
+            "layers": {n: _layer_rows(layers, s) for n, s in solved.items()},
+            "references": references,
+            "skipped": skipped,
+        }
+        files = [str(p.relative_to(out)) for m in models.values() for paths in m.values() for p in paths]
+        files += [str(p.relative_to(out)) for f in folders.values() for p in sorted((out / f).rglob("*")) if p.is_file()]
+        content["files"] = manifests.record(out, sorted({*files, *references["files"]}))
+        _remove_stale(out, content["files"])
+        artifact = manifests.write(out, content)
+        for sentence in skipped:
+            stages.say(f"skipped: {sentence}")
+        return artifact, _report(artifact, stages)
+
+
+class _LazyPipeline:
+    """The 16-bit torch pipeline, loaded when a stage first needs it: a resumed build may not."""
+
+    def __init__(self, source: Source) -> None:
+        self.source, self.pipe = source, None
+
+    def __call__(self) -> Any:
+        if self.pipe is None:
+            from export.pipeline import load_pipeline
+
+            self.pipe = load_pipeline(self.source)
+        return self.pipe
+
+
+def _export(build: Build) -> dict[str, ir.Model]:
+    """Every component's graph, weights by reference; from the store where it was exported before."""
+    from export.graph_cache import prepared
+
+    graphs = {}
+    with build.stages.stage("export") as tick:
+        for i, part in enumerate(build.components):
+            tick(i, len(build.components), part.name)
+            graphs[part.name] = prepared(build.source, part, build.options.dtype, build.store)
+            build.stages.detail(f"{part.name}: {len(graphs[part.name].graph)} nodes")
+    return graphs
+
+
+def _layers(build: Build, graph: ir.Model) -> list[Layer]:
+    """The denoiser's layers that become 4-bit. Raises UserError where there are none."""
+    found = quantised(find_layers(layered(build.policy)(graph.clone()).model.graph, build.policy))
+    if not found and any(PRESETS[n].quantises for n in build.options.presets):
+        raise UserError(
+            f"No layer of {build.source.name}'s {build.denoiser.name} matched what {build.options.preset!r} quantises: "
+            "build it with --preset fp16, or report the model's architecture."
+        )
+    return found
+
+
+def _calibrate(build: Build, layers: Sequence[Layer], pipe: _LazyPipeline) -> dict[str, str]:
+    """Store keys of the samples by Layer.input; the pipeline runs only where some are missing."""
+    from export.calibrate import calibrate
+    from export.prompt_files import default_prompts, read_prompts
+
+    options = build.options
+    if not any(PRESETS[n].quantises for n in options.presets):
+        return {}
+    prompts = read_prompts(options.prompts or default_prompts(build.source))[: options.calibration]
+    modules = {layer.input: layer.module for layer in layers}
+    run = key_of(
+        "samples 1", build.source.sha256, *prompts, repr(sorted(build.source.generation.items())),
+        f"rows {options.rows} seed {options.seed}", *(f"{p} {version(p)}" for p in ("torch", "diffusers", "transformers")),
+    )  # fmt: skip
+    keys = {name: key_of(run, module) for name, module in modules.items()}
+    if any(build.store.get_bytes(k) is None for k in keys.values()):
+        with build.stages.stage("calibrate") as tick:
+            seeds = [options.seed + i for i in range(len(prompts))]
+            found = calibrate(build.source, pipe(), modules, prompts, seeds, options.rows, options.seed, tick)
+            for name, rows in found.items():
+                build.store.put_arrays(keys[name], {"samples": rows}, {})
+    return keys
+
+
+def _solve(
+    build: Build, preset: str, layers: Sequence[Layer], asked: Mapping[str, Any], samples: Mapping[str, str]
+) -> StoredLayers:
+    """Solve the denoiser's layers for one preset."""
+    done = 0
+    with build.stages.stage("solve") as tick:
+
+        def line(text: str) -> None:
+            nonlocal done
+            done += 1
+            tick(done, len(layers), preset)
+            build.stages.detail(text)
+
+        tick(0, len(layers), preset)
+        tensors = build.source.weights(build.denoiser.module)
+        return solve(layers, asked, tensors, samples, build.store, _workers(build.options), line)
+
+
+def _workers(options: Options) -> int:
+    return options.jobs or len(os.sched_getaffinity(0))
+
+
+def _references(build: Build, pipe: _LazyPipeline) -> dict[str, Any]:
+    """The 16-bit pipeline's images and latents, stored so that a later validation needs no 16-bit model."""
+    from export.prompt_files import read_prompts, reference_prompts
+    from export.references import make_references
+
+    options = build.options
+    prompts = read_prompts(options.reference_prompts or reference_prompts(build.source))[: options.references]
+    seeds = [options.seed + i for i in range(len(prompts))]
+    with build.stages.stage("references") as tick:
+        files = make_references(build.source, pipe(), prompts, seeds, build.out, build.store, tick)
+    return {"prompts": prompts, "seeds": seeds, "files": files}
+
+
+def _rewrite(
+    build: Build, graphs: Mapping[str, ir.Model], solved: Mapping[str, Solved]
+) -> dict[str, dict[str, list[Path]]]:
+    """Write {component: {preset: files, the .onnx last}}; only the denoiser differs between presets."""
+    models: dict[str, dict[str, list[Path]]] = {}
+    with build.stages.stage("rewrite") as tick:
+        for i, part in enumerate(build.components):
+            quantises = part is build.denoiser
+            for name in build.options.presets if quantises else [BASELINE]:
+                tick(i, len(build.components), f"{part.name} {name}")
+                policy = build.policy if quantises else Policy()
+                model = PRESETS[name].apply(graphs[part.name].clone(), policy, solved.get(name, {}))
+                files = write_model(model, build.out / part.name / f"{name}.onnx")
+                models.setdefault(part.name, {})[name] = files
+    return models
+
+
+def _check(build: Build, models: Mapping[str, Mapping[str, list[Path]]]) -> dict[str, Any]:
+    """Every exported graph against torch at shapes that were not the export's."""
+    from export.check import check_against_torch
+
+    found = {}
+    with build.stages.stage("check") as tick:
+        for i, part in enumerate(build.components):
+            tick(i, len(build.components), part.name)
+            path = models[part.name][BASELINE][-1]
+            found[part.name] = check_against_torch(path, build.source, part, build.options.dtype)
+            for row in found[part.name]:
+                build.stages.detail(f"{part.name} {row['output']} {row['shapes']}: relative {row['relative']:.2e}")
+    return found
+
+
+def _copy_folders(build: Build) -> dict[str, str]:
+    """Tokenizers and scheduler: what diffusers and transformers load besides graphs."""
+    folders = {}
+    for name in build.source.modules:
+        if name.startswith(("tokenizer", "scheduler")):
+            for path in sorted((build.source.root / name).glob("*")):
+                if path.suffix in (".json", ".txt", ".model"):
+                    with written_whole(build.out / name / path.name) as partial:
+                        shutil.copyfile(path, partial)
+            folders[name] = name
+    return folders
+
+
+def _describe(
+    build: Build, graphs: Mapping[str, ir.Model], models: Mapping[str, Mapping[str, list[Path]]]
+) -> dict[str, Any]:
+    """The manifest's `components`."""
+    described = {}
+    for part in build.components:
+        graph = graphs[part.name].graph
+        paths = {n: str(models[part.name].get(n, models[part.name][BASELINE])[-1].relative_to(build.out))
+                 for n in build.options.presets}  # fmt: skip
+        described[part.name] = {
+            "role": part.role,
+            "module": part.module,
+            "class": part.cls,
+            "config": {k: v for k, v in part.config.items() if k != "_name_or_path"},
+            "models": paths,
+            "inputs": [v.name for v in graph.inputs],
+            "outputs": [v.name for v in graph.outputs],
+        }
+    return described
+
+
+def _layer_rows(layers: Sequence[Layer], solved: StoredLayers) -> dict[str, Any]:
+    """The manifest's `layers` of one preset."""
+    rows = {}
+    for layer in layers:
+        found = solved[layer.name]
+        arrays = found.layer.arrays()
+        # Codes are held one to a byte here and packed two to a byte in the file.
+        size = sum(a.nbytes for n, a in arrays.items() if n != "qweight") + found.layer.qweight.size // 2
+        rows[layer.name] = {
+            "error": found.layer.error, "alpha": found.layer.alpha, "beta": found.layer.beta,
+            "rounds": found.layer.rounds, "rank": found.rank, "k": layer.k, "n": layer.n, "scheme": layer.scheme,
+            "act_bits": found.recipe.act_bits, "group_size": found.recipe.group_size,
+            "act_signed": found.recipe.act_signed, "bytes": size, "bytes_16bit": 2 * layer.n * (layer.k + 1),
+        }  # fmt: skip
+    return rows
+
+
+def _skipped(target: targets.Target) -> list[str]:
+    """What the target would want and this version does not do."""
+    if target.name == "cpu":
+        return []
+    return [
+        f"No TensorRT engine for {target.title}: this version writes the portable ONNX form, which onnxruntime runs "
+        "there; lowering to the plugin form is not built yet."
+    ]
+
+
+def _remove_stale(out: Path, files: Mapping[str, Any]) -> None:
+    """Delete models of presets that an earlier build left and this one does not have."""
+    for path in out.glob("*/*.onnx*"):
+        if str(path.relative_to(out)) not in files:
+            path.unlink()
+
+
+def _report(artifact: Artifact, stages: Stages) -> dict[str, Any]:
+    """Measure and write report.json and report.html."""
+    from engines.evaluate import evaluate
+    from engines.report import write_report
+
+    with stages.stage("measure") as tick:
+        results = evaluate(artifact, progress=tick)
+    write_report(artifact, results)
+    return results

@@ -1,0 +1,101 @@
+"""What a build is asked for: the flags of the command and the keys of its YAML file, one to one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from artifact.errors import UserError, nearest
+from passes.presets import PRESETS
+from plugins.svdq_linear.spec import GROUP_SIZES
+
+
+@dataclass(frozen=True)
+class Options:
+    """One build. `None` means: as the model or the preset has it.
+
+    model        bundled name, directory in the diffusers layout, or hub id
+    preset       what to build; the artifact's default
+    compare      further presets, built into the same artifact and reported side by side
+    target       machine to build for, or "auto"
+    out          artifact directory; default out/<model name>
+    rank         of the low-rank branch; 0 = no branch
+    group_size   channels that share a scale
+    dtype        T of the graphs: "float16" or "float32"
+    prompts      file of calibration prompts, one per line
+    calibration  how many of them are used
+    rows         calibration samples kept per layer input
+    reference_prompts, references  file and number of the prompts that the report is measured on
+    steps        denoising steps of calibration and references
+    seed         of calibration, references and the solver's randomised SVD
+    jobs         worker processes; default one per core
+    cache        content-addressed store; default <out>/.cache
+    """
+
+    model: str = "shapes-dit"
+    preset: str = "svdq-int4"
+    compare: tuple[str, ...] = ()
+    target: str = "auto"
+    out: Path | None = None
+    rank: int | None = None
+    group_size: int | None = None
+    dtype: str = "float16"
+    prompts: Path | None = None
+    calibration: int = 32
+    rows: int = 512
+    reference_prompts: Path | None = None
+    references: int = 16
+    steps: int | None = None
+    seed: int = 0
+    jobs: int | None = None
+    cache: Path | None = None
+
+    @property
+    def presets(self) -> list[str]:
+        """Everything that is built, the default first, the 16-bit baseline of every report always."""
+        return list(dict.fromkeys([self.preset, *self.compare, "fp16"]))
+
+    def check(self) -> None:
+        """Raises UserError for a value that no build can have, before anything is read or written."""
+        for name in self.presets:
+            if name not in PRESETS:
+                raise UserError(f"There is no preset {name!r}: {nearest(name, list(PRESETS))}")
+        if self.dtype not in ("float16", "float32"):
+            raise UserError(f"--dtype is {self.dtype!r}: give float16 or float32.")
+        if self.group_size is not None and self.group_size not in GROUP_SIZES:
+            raise UserError(f"--group-size is {self.group_size}: the kernels and the format have 64 and 128.")
+        if self.rank is not None and self.rank < 0:
+            raise UserError(f"--rank is {self.rank}: give 0 for no low-rank branch, or a positive number.")
+        for flag in ("calibration", "rows", "references", "steps", "jobs"):
+            value = getattr(self, flag)
+            if value is not None and value < 1:
+                raise UserError(f"--{flag} is {value}: give 1 or more.")
+        if self.seed < 0:
+            raise UserError(f"--seed is {self.seed}: give 0 or more.")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The keys of a YAML file by the names of the flags, dashes and underscores alike.
+
+    Raises UserError where the file cannot be read, is no mapping, or has a key that is no flag's name.
+    """
+    import yaml
+
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as e:
+        raise UserError(f"--config {path} cannot be read ({e.strerror}): give a YAML file.") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as e:
+        raise UserError(f"--config {path} is not YAML ({str(e).splitlines()[0]}): correct it.") from None
+    if not isinstance(found, dict):
+        raise UserError(f"--config {path} holds a {type(found).__name__}: give a mapping of flag names to values.")
+    known = [f.name for f in fields(Options)]
+    config = {str(k).replace("-", "_"): v for k, v in found.items()}
+    for key in config:
+        if key not in known:
+            raise UserError(f"--config {path} has a key {key!r}: {nearest(key, known)}")
+    compare = config.get("compare")
+    if isinstance(compare, list):
+        config["compare"] = ",".join(str(c) for c in compare)
+    return config

@@ -1,0 +1,86 @@
+"""Weights of a graph by reference: pointers into the source's files, bound by name after the graph is made."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from artifact.errors import UserError
+from export.components import Component
+from export.safetensors_index import Weight
+from export.source import Source
+
+UNBOUND = "weights"  # location of a weight that no file has been named for yet
+_ONNX_TYPE = {
+    "F64": ir.DataType.DOUBLE, "F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "BF16": ir.DataType.BFLOAT16,
+    "I64": ir.DataType.INT64, "I32": ir.DataType.INT32, "I16": ir.DataType.INT16, "I8": ir.DataType.INT8,
+    "U8": ir.DataType.UINT8, "BOOL": ir.DataType.BOOL,
+}  # fmt: skip
+
+
+def unbound(value: ir.Value) -> ir.ExternalTensor:
+    """The stand-in for a weight: its dtype, shape and name, no file."""
+    assert value.dtype is not None and value.name is not None
+    shape = ir.Shape(value.shape or ())
+    return ir.ExternalTensor(UNBOUND, None, None, value.dtype, shape=shape, name=value.name, base_dir="")
+
+
+def weight_values(model: ir.Model) -> list[ir.Value]:
+    """The initializers that are weights: those that refer to a file, or are converted from one when read."""
+    found = model.graph.initializers.values()
+    return [v for v in found if isinstance(v.const_value, (ir.ExternalTensor, ir.LazyTensor))]
+
+
+def bind_weights(model: ir.Model, source: Source, component: Component) -> ir.Model:
+    """Point every weight of the graph into the source's files, in place; returns `model`.
+
+    A weight whose file has the graph's dtype becomes an ExternalTensor; another is converted when it is read
+    (LazyTensor), so nothing is loaded here. Raises UserError where a file lacks a weight or has another shape.
+    """
+    index = source.weights(component.module)
+    for value in weight_values(model):
+        weight = find_weight(component, index, value.name or "")
+        shape = tuple(int(d) for d in value.shape or ())
+        if weight.shape != shape:
+            raise UserError(
+                f"{weight.name} in {weight.file} has shape {list(weight.shape)}, {component.cls} of this config has "
+                f"{list(shape)}: config.json and weights are not of one model."
+            )
+        value.const_value = _tensor(weight, value)
+    return model
+
+
+def find_weight(component: Component, index: dict[str, Weight] | object, name: str) -> Weight:
+    """The file's tensor for a parameter of the module. Raises UserError where there is none."""
+    for candidate in component.row.file_names(name):
+        if candidate in index:  # type: ignore[operator]
+            return index[candidate]  # type: ignore[index]
+    raise UserError(
+        f"The weights of {component.module} have no {name!r}, which {component.cls} of this config needs: config.json "
+        "and weights are not of one model, or a shard is missing."
+    )
+
+
+def _tensor(weight: Weight, value: ir.Value) -> ir.TensorProtocol:
+    """The weight in the graph's dtype."""
+    dtype = value.dtype
+    shape = ir.Shape(weight.shape)
+    if _ONNX_TYPE.get(weight.dtype) == dtype:
+        file = weight.file.resolve()  # hub caches are links; readers of external data refuse those
+        return ir.ExternalTensor(
+            file.name, weight.offset, weight.nbytes, dtype, shape=shape, name=value.name, base_dir=str(file.parent)
+        )
+    return ir.LazyTensor(partial(_converted, weight, dtype, value.name), dtype=dtype, shape=shape, name=value.name)
+
+
+def _converted(weight: Weight, dtype: ir.DataType, name: str) -> ir.Tensor:
+    """Read and round. Raises UserError where float16 cannot hold a value."""
+    data = weight.read()
+    if dtype == ir.DataType.FLOAT16 and data.dtype in (np.float32, np.float64, ml_dtypes.bfloat16):
+        largest = float(np.abs(data).max(initial=0))
+        if largest > np.finfo(np.float16).max:
+            raise UserError(f"{weight.name} reaches {largest:.3g}, beyond float16: build with --dtype float32.")
+    return ir.Tensor(data.astype(dtype.numpy()), dtype=dtype, name=name)
