@@ -1,0 +1,190 @@
+"""An artifact's presets against its stored 16-bit references: fidelity, latency, memory, size."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from artifact.errors import UserError
+from artifact.files import written_whole
+from artifact.manifest import Artifact
+from artifact.sampling import Progress, Sampled, sample
+from engines import machine, metrics
+from engines.measure import WARM_UP, measure_apart
+from engines.pipeline import choose, load
+from engines.sizes import preset_bytes
+
+FORMAT = 1
+PICTURES = 16  # image pairs kept per preset for the report
+PROMPTS, TENSORS = "references/prompts.json", "references/tensors.safetensors"
+
+
+@dataclass(frozen=True)
+class References:
+    """What the 16-bit pipeline made of the prompts at build time, and what it started from.
+
+    `noise` float32 [P, ...]; `latents` float16 [P, steps, ...]; `images` uint8 [P, H, W, 3].
+    """
+
+    prompts: list[str]
+    seeds: list[int]
+    generation: dict[str, Any]
+    noise: np.ndarray
+    latents: np.ndarray
+    images: np.ndarray
+
+    @classmethod
+    def read(cls, artifact: Artifact) -> References:
+        """Raises UserError where the artifact was built without references."""
+        from safetensors.numpy import load_file
+
+        if not artifact.manifest.get("references"):
+            raise UserError(f"{artifact.root} holds no references to compare with: build it again with references.")
+        text = json.loads(artifact.path(PROMPTS).read_text(encoding="utf-8"))
+        tensors = load_file(artifact.path(TENSORS))
+        return cls(text["prompts"], text["seeds"], text["generation"],
+                   tensors["noise"], tensors["latents"], tensors["images"])
+
+    def pictured(self) -> list[int]:
+        """Indices of the prompts whose images the report shows: all, or PICTURES of them evenly spread."""
+        return sorted({int(i) for i in np.linspace(0, len(self.prompts) - 1, min(PICTURES, len(self.prompts)))})
+
+
+def evaluate(
+    artifact: Artifact,
+    presets: Sequence[str] | None = None,
+    batch: int = 25,
+    repeats: int = 3,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Run `presets` (None: all that were built) on all reference prompts; the dictionary that `report.json` holds.
+
+    `batch` prompts at a time for fidelity; latency and memory come from `repeats` images at batch 1 in a process of
+    their own. Image files go to report/images/<preset>/ in the artifact. Every field: docs/report.md.
+    """
+    manifest = artifact.manifest
+    names = [choose(artifact, p) for p in (presets or manifest["presets"])]
+    references = References.read(artifact)
+    environment = machine.describe()  # before our own load
+    rows = [_evaluate(artifact, p, references, batch, repeats, threads, progress) for p in names]
+    return {
+        "format": FORMAT,
+        "name": manifest["name"],
+        "pipeline": manifest["pipeline"],
+        "source": manifest["source"],
+        "target": manifest["target"],
+        "dtype": manifest["dtype"],
+        "built_with": manifest["versions"],
+        "measured_with": machine.versions(),
+        "machine": environment,
+        "settings": {"batch": batch, "repeats": repeats, "warm_up": WARM_UP, "threads": threads},
+        "generation": references.generation,
+        "prompts": references.prompts,
+        "seeds": references.seeds,
+        "pictured": references.pictured(),
+        "reference": {"prompt_score": prompt_score(references.images, references.prompts)},
+        "presets": rows,
+        "layers": {p: manifest["layers"][p] for p in names if p in manifest["layers"]},
+        "exports": manifest["exports"],
+        "skipped": list(manifest["skipped"]),
+    }
+
+
+def _evaluate(
+    artifact: Artifact,
+    preset: str,
+    references: References,
+    batch: int,
+    repeats: int,
+    threads: int | None,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    """One preset's entry of the report."""
+    drawn, seconds = draw(artifact, preset, references, batch, threads, progress)
+    if progress:
+        progress(0, 1, f"{preset}: latency and memory")
+    measured = measure_apart(artifact.root, preset, repeats, threads)
+    sizes = preset_bytes(artifact, preset)
+    return {
+        "name": preset,
+        "fidelity": fidelity(drawn, references),
+        "prompt_score": prompt_score(drawn.images, references.prompts),
+        "layer_error": layer_error(artifact.manifest["layers"].get(preset, {})),
+        "latency": {k: measured[k] for k in ("load_s", "components", "step", "image")},
+        "seconds_per_image_in_batch": seconds / len(references.prompts),
+        "memory": {k: measured[k] for k in ("before_load_bytes", "peak_bytes")},
+        "size": {"components": sizes, "total_bytes": sum(sizes.values())},
+        "images": _keep_images(artifact.root, preset, drawn.images, references.pictured()),
+    }
+
+
+def draw(
+    artifact: Artifact, preset: str, references: References, batch: int, threads: int | None, progress: Progress | None
+) -> tuple[Sampled, float]:
+    """All reference prompts from the stored noise, and the seconds that took."""
+    parts: list[Sampled] = []
+    count = len(references.prompts)
+    with load(artifact.root, preset, threads, verify=False) as pipe:
+        pipeline = pipe.diffusers()
+        start = time.perf_counter()
+        for first in range(0, count, batch):
+            part = slice(first, first + batch)
+            if progress:
+                progress(first, count, f"{preset}: images")
+            parts.append(sample(pipeline, references.prompts[part], references.noise[part], references.generation))
+        seconds = time.perf_counter() - start
+    images, latents = (np.concatenate([getattr(p, k) for p in parts]) for k in ("images", "latents"))
+    return Sampled(images, latents), seconds
+
+
+def fidelity(drawn: Sampled, references: References) -> dict[str, Any]:
+    """PSNR (dB), SSIM and per-step latent cosine of a preset's run against the references."""
+    mse = metrics.mean_squared_error(drawn.images, references.images)
+    psnr, ssim = metrics.psnr_db(mse), metrics.ssim(drawn.images, references.images)
+    return {
+        "psnr_db": {**metrics.summary(psnr), "of_mean_mse": float(metrics.psnr_db(mse.mean())), "each": psnr.tolist()},
+        "ssim": {**metrics.summary(ssim), "each": ssim.tolist()},
+        "latent_cosine": metrics.latent_cosine(drawn.latents, references.latents).tolist(),
+    }
+
+
+def prompt_score(images: np.ndarray, prompts: list[str]) -> dict[str, Any] | None:
+    """Share of the images that show what their caption says (`right`) and each part of it; `of` images.
+
+    By the geometric checker for the bundled models' captions; None where a caption is of another kind.
+    """
+    try:
+        from engines.checker import parse_caption, score
+
+        for prompt in prompts:
+            parse_caption(prompt)
+    except (ImportError, ValueError):
+        return None
+    return {**score(images, prompts), "of": len(prompts)}
+
+
+def layer_error(layers: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
+    """Mean and largest relative output error over a preset's quantised layers; None where it has none."""
+    if not layers:
+        return None
+    errors = [layer["error"] for layer in layers.values()]
+    return {"mean": float(np.mean(errors)), "max": float(np.max(errors)), "layers": len(errors)}
+
+
+def _keep_images(root: Path, preset: str, images: np.ndarray, pictured: list[int]) -> dict[str, str]:
+    """Write the pictured images; their paths below the artifact by prompt index."""
+    from PIL import Image
+
+    paths = {}
+    for i in pictured:
+        paths[str(i)] = f"report/images/{preset}/{i:04d}.png"
+        with written_whole(root / paths[str(i)]) as partial:
+            Image.fromarray(images[i]).save(partial, format="PNG")
+    return paths

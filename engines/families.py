@@ -1,0 +1,53 @@
+"""What differs between model families when a pipeline is called: one row each, found by the denoiser's class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from artifact.errors import UserError
+from artifact.sampling import LatentRule
+
+
+@dataclass(frozen=True)
+class Family:
+    """`denoiser`: class name of the denoiser; `packed`: its latents are FLUX's 2 x 2 patches in a sequence."""
+
+    denoiser: str
+    packed: bool
+
+
+FAMILIES = (
+    Family("FluxTransformer2DModel", packed=True),
+    Family("UNet2DConditionModel", packed=False),
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one artifact's pipeline wants to be called.
+
+    `latents`: layout of the initial noise; `multiple`: height and width in pixels must be multiples of it;
+    `guidance`: the pipeline's keyword for the classifier-free (or, where distilled, embedded) guidance scale.
+    """
+
+    latents: LatentRule
+    multiple: int
+    guidance: str
+
+
+def layout(components: dict[str, Any]) -> Layout:
+    """The layout for the manifest's components. Raises UserError for a denoiser class without a row above."""
+    denoiser = next(c for c in components.values() if c["role"] == "denoiser")
+    vae = next(c for c in components.values() if c["role"] == "vae_decoder")
+    family = next((f for f in FAMILIES if f.denoiser == denoiser["class"]), None)
+    if family is None:
+        known = ", ".join(f.denoiser for f in FAMILIES)
+        raise UserError(f"The artifact's denoiser is a {denoiser['class']}, this version runs {known}: update it.")
+    config = denoiser["config"]
+    scale = 2 ** (len(vae["config"]["block_out_channels"]) - 1)
+    if family.packed:
+        guidance = "guidance_scale" if config.get("guidance_embeds") else "true_cfg_scale"
+        return Layout(LatentRule(config["in_channels"] // 4, scale, True), 2 * scale, guidance)
+    halvings = len(config["block_out_channels"]) - 1  # a UNet's skip connections must meet at every level
+    return Layout(LatentRule(config["in_channels"], scale, False), scale * 2**halvings, "guidance_scale")

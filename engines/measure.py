@@ -1,0 +1,115 @@
+"""Latency and memory of one preset, in a process of its own: `python -m engines.measure OUT --preset svdq-int4`.
+
+A process never gives back its peak, so a peak is honest only where nothing else ran before. Prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from artifact.command import reported
+from artifact.errors import UserError
+from artifact.manifest import Artifact
+
+WARM_UP = 1  # images drawn before any time counts
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def measure(directory: Path | str, preset: str, repeats: int = 3, threads: int | None = None) -> dict[str, Any]:
+    """Draw the first reference prompt at batch 1 `repeats` times after a warm-up, and read times and memory.
+
+    Milliseconds: `components` {name: {calls, median_ms, p90_ms}} per call with `calls` per image; `step` the denoiser's
+    calls of one denoising step (two of them under classifier-free guidance); `image` from prompt to picture. `load_s`
+    seconds until every graph is ready. Bytes: `before_load_bytes` resident once the libraries are imported,
+    `peak_bytes` the high-water mark of the process. Call it in a fresh process.
+    """
+    import engines.modules  # noqa: F401  (torch and diffusers belong to the memory before the load)
+    from engines.pipeline import load
+
+    before = resident_bytes("VmRSS")
+    start = time.perf_counter()
+    pipe = load(directory, preset, threads, verify=False)
+    load_s = time.perf_counter() - start
+    prompts = pipe.artifact.manifest.get("references", {}).get("prompts") or ["a photograph"]
+    images_ms = []
+    with pipe:
+        for i in range(WARM_UP + repeats):
+            if i == WARM_UP:
+                for session in pipe.sessions.values():
+                    session.latencies_ms.clear()
+            start = time.perf_counter()
+            pipe(prompts[0], seed=0)
+            images_ms.append((time.perf_counter() - start) * 1e3)
+        ran = {n: s.latencies_ms for n, s in pipe.sessions.items() if s.latencies_ms}
+    denoiser = ran[pipe.artifact.component("denoiser")[0]]
+    steps = repeats * pipe.generation["num_inference_steps"]
+    return {
+        "load_s": load_s,
+        "components": {n: {"calls": len(t) // repeats, **_spread(t)} for n, t in ran.items()},
+        "step": _spread(np.reshape(denoiser, (steps, -1)).sum(axis=1)),
+        "image": _spread(images_ms[WARM_UP:]),
+        "before_load_bytes": before,
+        "peak_bytes": resident_bytes("VmHWM"),
+    }
+
+
+def measure_apart(directory: Path | str, preset: str, repeats: int, threads: int | None) -> dict[str, Any]:
+    """`measure` in a fresh process. Raises UserError with that process's own sentence where it fails."""
+    command = [sys.executable, "-m", "engines.measure", str(directory), "--preset", preset, "--repeats", str(repeats)]
+    if threads:
+        command += ["--threads", str(threads)]
+    source = str(Path(__file__).resolve().parent.parent)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [source, os.getenv("PYTHONPATH")]))}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1]
+        raise UserError(f"Measuring preset {preset!r} failed: {last.removeprefix('error: ')}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def resident_bytes(field: str) -> int:
+    """`VmRSS` (now) or `VmHWM` (peak) of this process in bytes; the peak for both where there is no /proc."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+    except (OSError, StopIteration):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _spread(milliseconds: Any) -> dict[str, float]:
+    return {
+        "median_ms": float(np.median(milliseconds)),
+        "p90_ms": float(np.percentile(milliseconds, 90)),
+    }
+
+
+@app.command()
+def main(
+    out: Annotated[Path, typer.Argument(help="Artifact directory.")],
+    preset: Annotated[str | None, typer.Option(help="Preset; the artifact's first if not given.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Images that are timed, after one that is not.")] = 3,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; one per core if not given.")] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Measure a preset's latency and memory in this process and print them as JSON."""
+    with reported(debug):
+        from engines.pipeline import choose
+
+        preset = choose(Artifact.open(out, verify=False), preset)
+        print(json.dumps(measure(out, preset, repeats, threads)))
+
+
+if __name__ == "__main__":
+    app()

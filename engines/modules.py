@@ -1,0 +1,160 @@
+"""Stand-ins for the torch modules of a diffusers pipeline: their interface outside, an engine inside.
+
+They hold no weights. `dtype` is float32 whatever the graph computes in: between two calls the latents stay float32 and
+each session casts what it is fed. Importing this file imports torch and diffusers; `engines.pipeline` does so when a
+pipeline is built.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from diffusers.configuration_utils import FrozenDict
+from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
+from diffusers.models.modeling_outputs import AutoencoderKLOutput, Transformer2DModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.clip.modeling_clip import CLIPTextModelOutput
+
+from artifact.errors import UserError
+from engines.session import Session
+
+# Outputs that are one layer's hidden states, by the index that torch's tuple of all layers has them at.
+_HIDDEN = {"penultimate_hidden_state": -2}
+
+
+class EngineModule(torch.nn.Module):
+    """What pipelines ask of every module: `config` (attributes and items), `dtype`, `device`."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.config = FrozenDict(config)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+
+class Denoiser(EngineModule):
+    """A FLUX-like transformer or a UNet: predicts from `hidden_states` or `sample` and the timestep.
+
+    Takes the keywords of the torch class's forward; those without a value, and options that only steer torch, are
+    left out. Raises UserError for a tensor that the graph has no input for (a ControlNet's residuals, say).
+    """
+
+    def __init__(self, config: dict[str, Any], class_name: str, session: Session) -> None:
+        torch_class = getattr(diffusers, class_name)
+        super().__init__(with_defaults(torch_class, config))
+        self.session = session
+        self._positional = list(inspect.signature(torch_class.forward).parameters)[1:]
+        if "projection_class_embeddings_input_dim" in self.config:  # where SDXL's pipeline looks for this width
+            width = self.config["projection_class_embeddings_input_dim"]
+            self.add_embedding = SimpleNamespace(linear_1=SimpleNamespace(in_features=width))
+
+    def forward(self, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
+        given = {**dict(zip(self._positional, args, strict=False)), **kwargs}
+        given.update(given.pop("added_cond_kwargs", None) or {})  # SDXL's text_embeds and time_ids
+        batch = given[self._positional[0]].shape[0]
+        feeds = {k: as_array(v) for k, v in given.items() if k in self.session.inputs or torch.is_tensor(v)}
+        feeds["timestep"] = np.broadcast_to(feeds["timestep"], (batch,))
+        predicted = torch.from_numpy(next(iter(self.session.run(feeds).values())))
+        return Transformer2DModelOutput(sample=predicted) if return_dict else (predicted,)
+
+    @contextlib.contextmanager
+    def cache_context(self, name: str) -> Iterator[None]:
+        """diffusers' hook for feature caching; an engine caches nothing."""
+        yield
+
+
+class TextEncoder(EngineModule):
+    """CLIP's text model (with or without projection) or T5's encoder: token ids int64 [B, L] to embeddings."""
+
+    def __init__(self, config: dict[str, Any], session: Session) -> None:
+        super().__init__(config)
+        self.session = session
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        output_hidden_states: bool = False,
+        return_dict: bool = True,
+    ) -> Any:
+        feeds = {"input_ids": as_array(input_ids)}
+        if "attention_mask" in self.session.inputs:
+            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            feeds["attention_mask"] = as_array(mask)
+        elif attention_mask is not None and not bool(attention_mask.bool().all()):
+            raise UserError(f"The graph of {self.session.name!r} has no attention_mask, the pipeline wants one: "
+                            "rebuild the artifact.")
+        values = {k: torch.from_numpy(v) for k, v in self.session.run(feeds).items()}
+        hidden = HiddenStates(self.session.name, values) if output_hidden_states else None
+        plain = {k: v for k, v in values.items() if k not in _HIDDEN}
+        output_class = CLIPTextModelOutput if "text_embeds" in plain else BaseModelOutputWithPooling
+        output = output_class(**plain, hidden_states=hidden)
+        return output if return_dict else output.to_tuple()
+
+
+class HiddenStates:
+    """The layers' hidden states that the graph gives, indexed as torch's tuple of all of them is."""
+
+    def __init__(self, name: str, values: dict[str, torch.Tensor]) -> None:
+        self._name = name
+        self._layers = {_HIDDEN[k]: v for k, v in values.items() if k in _HIDDEN}
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        if index not in self._layers:
+            have = ", ".join(map(str, self._layers)) or "none"
+            raise UserError(f"The graph of {self._name!r} gives hidden states {have}, not {index}: call the pipeline "
+                            "without clip_skip, or rebuild the artifact with this layer.")
+        return self._layers[index]
+
+
+class Vae(EngineModule):
+    """An AutoencoderKL of two graphs; `encoder` is None where the artifact holds no image-to-image."""
+
+    def __init__(self, config: dict[str, Any], class_name: str, decoder: Session, encoder: Session | None) -> None:
+        super().__init__(with_defaults(getattr(diffusers, class_name), config))
+        self.decoder_session, self.encoder_session = decoder, encoder
+
+    def decode(self, z: torch.Tensor, return_dict: bool = True, generator: Any = None) -> Any:
+        """Latents [B, C, h, w] to images [B, 3, H, W], about -1..1."""
+        image = _only_output(self.decoder_session, z)
+        return DecoderOutput(sample=image) if return_dict else (image,)
+
+    def encode(self, x: torch.Tensor, return_dict: bool = True) -> Any:
+        """Images [B, 3, H, W] in -1..1 to the distribution of their latents."""
+        if self.encoder_session is None:
+            raise UserError("The artifact holds no vae_encoder: build it again with image-to-image, or give no image.")
+        posterior = DiagonalGaussianDistribution(_only_output(self.encoder_session, x))
+        return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
+
+
+def _only_output(session: Session, value: torch.Tensor) -> torch.Tensor:
+    outputs = session.run({session.inputs[0]: as_array(value)})
+    return torch.from_numpy(next(iter(outputs.values())))
+
+
+def as_array(value: Any) -> np.ndarray:
+    """A tensor or number as a numpy array (bfloat16, which numpy lacks, as float32)."""
+    if not torch.is_tensor(value):
+        return np.asarray(value)
+    value = value.detach().cpu()
+    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+
+
+def with_defaults(torch_class: type, config: dict[str, Any]) -> dict[str, Any]:
+    """`config` completed as diffusers does it: with the defaults of the class's constructor."""
+    parameters = inspect.signature(torch_class.__init__).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    return {**defaults, **config}

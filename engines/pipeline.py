@@ -1,0 +1,192 @@
+"""An artifact as something to call: diffusers' own pipeline classes on engines."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from artifact.errors import UserError, nearest
+from artifact.manifest import Artifact
+from artifact.sampling import Progress, initial_noise, sample
+from engines.assembly import assemble
+from engines.families import Layout, layout
+from engines.session import Session
+
+
+class EnginePipeline:
+    """A preset of an artifact, loaded. Use it in a `with` block, or `close` it.
+
+    `artifact`, `preset`, `layout` and `sessions` (by component) are open to readers; `generation` holds the keyword
+    arguments of the diffusers call that the model wants by default.
+    """
+
+    def __init__(self, artifact: Artifact, preset: str, threads: int | None = None) -> None:
+        self.artifact, self.preset = artifact, preset
+        components = artifact.manifest["components"]
+        self.layout: Layout = layout(components)
+        self.generation: dict[str, Any] = dict(artifact.manifest["generation"])
+        self.sessions = {n: Session(artifact.model(n, preset), n, threads) for n in components}
+        self._pipes: dict[bool, Any] = {}
+        for name, component in components.items():
+            if component["role"] != "vae_encoder":  # only image-to-image needs it: opened at its first call
+                self.sessions[name].open()
+
+    def __enter__(self) -> EnginePipeline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free every graph."""
+        for session in self.sessions.values():
+            session.close()
+
+    def diffusers(self, image_to_image: bool = False) -> Any:
+        """The diffusers pipeline object on these engines, built once for each of the two uses."""
+        if image_to_image not in self._pipes:
+            self._pipes[image_to_image] = assemble(self.artifact, self.sessions, image_to_image)
+        return self._pipes[image_to_image]
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        image: Any = None,
+        strength: float = 0.6,
+        steps: int | None = None,
+        seed: int | Sequence[int] = 0,
+        height: int | None = None,
+        width: int | None = None,
+        guidance: float | None = None,
+        negative_prompt: str | None = None,
+        progress: Progress | None = None,
+    ) -> Any:
+        """Draw `prompt`: a PIL image; for a list of prompts, a list of them.
+
+        With `image` (PIL, cropped and resized to width x height) it is changed instead, by `strength` in (0, 1]. What
+        is None is as the model wants it. A batch with one seed takes seed, seed + 1, ...; text-to-image starts from
+        `artifact.sampling.initial_noise`, image-to-image from torch's generator, as diffusers draws it.
+        Raises UserError for values that the pipeline cannot take.
+        """
+        from PIL import Image
+
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        call = self._call(steps, height, width, guidance, negative_prompt)
+        seeds = _seeds(seed, len(prompts))
+        if image is None:
+            noise = initial_noise(self.layout.latents, seeds, call["height"], call["width"])
+            arrays = sample(self.diffusers(), prompts, noise, call, progress).images
+            images = [Image.fromarray(a) for a in arrays]
+        else:
+            images = self._change(prompts, image, strength, seeds, call, progress)
+        return images[0] if isinstance(prompt, str) else images
+
+    def _call(
+        self, steps: int | None, height: int | None, width: int | None, guidance: float | None, negative: str | None
+    ) -> dict[str, Any]:
+        """The keyword arguments of the diffusers call, checked."""
+        call = dict(self.generation)
+        wanted = {"num_inference_steps": steps, "height": height, "width": width, "negative_prompt": negative,
+                  self.layout.guidance: guidance}
+        call.update({k: v for k, v in wanted.items() if v is not None})
+        for what in ("height", "width"):
+            _check_size(what, call[what], self.layout.multiple)
+        if call["num_inference_steps"] < 1:
+            raise UserError(f"steps is {call['num_inference_steps']}: give 1 or more.")
+        if guidance is not None and self.layout.guidance == "true_cfg_scale":
+            call.setdefault("negative_prompt", "")  # without one, FLUX's pipeline skips the guidance silently
+        return call
+
+    def _change(
+        self,
+        prompts: list[str],
+        image: Any,
+        strength: float,
+        seeds: list[int],
+        call: dict[str, Any],
+        progress: Progress | None,
+    ) -> list[Any]:
+        """Image-to-image on a batch of prompts and one image."""
+        import torch
+        from PIL import ImageOps
+
+        if not 0 < strength <= 1:
+            raise UserError(f"strength is {strength}: give more than 0 (keeps the image) and at most 1 (ignores it).")
+        steps = min(int(call["num_inference_steps"] * strength), call["num_inference_steps"])
+        if steps < 1:
+            raise UserError(f"strength {strength} of {call['num_inference_steps']} steps leaves no step to compute: "
+                            "raise one of them.")
+        pipe = self.diffusers(image_to_image=True)
+        fitted = ImageOps.fit(image.convert("RGB"), (call["width"], call["height"]))
+        accepted = inspect.signature(pipe.__call__).parameters
+        call = {k: v for k, v in call.items() if k in accepted or k not in ("height", "width")}
+        if isinstance(call.get("negative_prompt"), str):
+            call["negative_prompt"] = [call["negative_prompt"]] * len(prompts)
+
+        def after_step(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            if progress:
+                progress(step + 1, steps, "denoising")
+            return {}
+
+        pipe.set_progress_bar_config(disable=True)
+        with torch.no_grad():
+            return pipe(
+                prompts,
+                image=[fitted] * len(prompts),
+                strength=strength,
+                generator=[torch.Generator().manual_seed(s) for s in seeds],
+                callback_on_step_end=after_step,
+                **call,
+            ).images
+
+
+def load(
+    directory: Path | str, preset: str | None = None, threads: int | None = None, verify: bool = True
+) -> EnginePipeline:
+    """Open the artifact in `directory` and load `preset` (None: the first that was built).
+
+    `threads` bounds onnxruntime's threads within an operator (None: one per core). `verify` compares every file with
+    its recorded hash first. Raises UserError for a damaged artifact or an unknown preset.
+    """
+    artifact = Artifact.open(directory, verify)
+    return EnginePipeline(artifact, choose(artifact, preset), threads)
+
+
+def as_diffusers(
+    directory: Path | str, preset: str | None = None, image_to_image: bool = False, threads: int | None = None
+) -> Any:
+    """The diffusers pipeline class that the artifact was built from, on engines; call it as diffusers documents it.
+
+    `image_to_image` gives the family's image-to-image class. Raises what `load` raises.
+    """
+    return load(directory, preset, threads).diffusers(image_to_image)
+
+
+def choose(artifact: Artifact, preset: str | None) -> str:
+    """`preset` if it was built, the first one for None. Raises UserError naming those that were built."""
+    built = artifact.manifest["presets"]
+    if preset is None:
+        return built[0]
+    if preset not in built:
+        raise UserError(f"Preset {preset!r} is not in {artifact.root}, which holds {', '.join(built)}: "
+                        + nearest(preset, built))
+    return preset
+
+
+def _check_size(what: str, pixels: int, multiple: int) -> None:
+    if pixels < multiple or pixels % multiple:
+        below = max(pixels // multiple, 1) * multiple
+        raise UserError(f"{what} is {pixels} pixels, the model needs a multiple of {multiple}: "
+                        f"give {below} or {below + multiple}.")
+
+
+def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
+    seeds = [seed + i for i in range(count)] if isinstance(seed, int) else list(seed)
+    if len(seeds) != count:
+        raise UserError(f"{len(seeds)} seeds for {count} prompts: give one for each, or a single one.")
+    if min(seeds, default=0) < 0:
+        raise UserError(f"seed is {min(seeds)}: give 0 or more.")
+    return seeds
