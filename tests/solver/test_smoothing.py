@@ -1,0 +1,80 @@
+"""The smoothing search finds, with a third of the work, what the whole grid finds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from passes.solver import Recipe, smoothing
+from passes.solver.lowrank import OVERSAMPLING, random_basis, truncated_svd
+from passes.solver.problem import check
+from tests.solver.synthetic import layer
+
+
+def test_the_grid_is_the_published_one():
+    pairs = {(s.alpha, round(s.beta, 9)) for s in smoothing.GRID}
+    alphas = [i / 20 for i in range(1, 20)]
+    assert pairs == {(0, 0)} | {(a, 0) for a in alphas} | {(a, round(1 - a, 9)) for a in alphas}
+    assert len(smoothing.GRID) == 39
+
+
+@pytest.mark.parametrize("bits", [4, 8, 16])
+@pytest.mark.parametrize("shape", [(256, 256), (96, 384)])
+def test_coarse_to_fine_is_within_a_percent_of_all_39(shape, bits, monkeypatch):
+    weight, bias, samples = layer(*shape)
+    problem = check(weight, bias, samples, Recipe(act_bits=bits))
+    peaks = smoothing.peaks(problem)
+    sketch = smoothing.sketched(problem.weight, 0)
+    part = problem.part(smoothing.ROWS, smoothing.TOKENS)
+    scores = {s: smoothing.score(part, sketch, smoothing.inverse_factors(s, *peaks, problem)) for s in smoothing.GRID}
+    tried = []
+    original = smoothing.score
+    monkeypatch.setattr(smoothing, "score", lambda *a: tried.append(1) or original(*a))
+    best, inv_smooth = smoothing.choose(problem)
+    assert scores[best] ** 0.5 <= 1.01 * min(scores.values()) ** 0.5
+    assert torch.equal(inv_smooth, smoothing.inverse_factors(best, *peaks, problem))
+    assert len(tried) <= 14
+
+
+def test_inverse_factors_follow_the_formula_up_to_one_common_factor():
+    weight, bias, samples = layer(64, 128, dtype=np.float32)
+    problem = check(weight, bias, samples, Recipe(dtype="float32", rank=16, act_shift=0.25))
+    got = smoothing.inverse_factors(smoothing.Strength(14, True), *smoothing.peaks(problem), problem).double().numpy()
+    wanted = np.abs(weight).max(0) ** 0.3 / np.abs(samples + np.float32(0.25)).max(0) ** 0.7
+    np.testing.assert_allclose(got / got[0], wanted / wanted[0], rtol=1e-4)
+    assert np.exp(np.log(got).mean()) == pytest.approx(1, rel=1e-4)
+
+
+def test_inverse_factors_stay_within_the_ops_bounds_in_t():
+    weight, bias, samples = layer(64, 128)
+    samples[:, 0], samples[:, 1] = 60000, 1e-7
+    problem = check(weight, bias, samples, Recipe(rank=16))
+    got = smoothing.inverse_factors(smoothing.Strength(19, False), *smoothing.peaks(problem), problem)
+    assert float(got.min()) >= 2**-10 and float(got.max()) == 2**10
+    assert torch.equal(got, got.half().float())
+
+
+def test_a_sketch_has_the_right_singular_vectors_of_the_whole():
+    generator = torch.Generator().manual_seed(0)
+    spectrum = torch.arange(1, 41).float() ** -1
+    weight = (torch.randn(5000, 40, generator=generator) * spectrum) @ torch.randn(40, 96, generator=generator)
+    sketch = smoothing.sketched(weight, seed=0)
+    assert sketch.shape == (smoothing.SKETCH, 96)
+    exact, found = (truncated_svd(m, 8, random_basis(96, 8, 96, 0), 4).right for m in (weight, sketch))
+    kept = (weight @ found).square().sum() / (weight @ exact).square().sum()
+    assert 0.99 < float(kept) <= 1.0001
+
+
+@pytest.mark.parametrize("shape", [(200, 90), (90, 200)])
+def test_the_randomised_svd_is_near_the_best(shape):
+    generator = torch.Generator().manual_seed(1)
+    matrix = (torch.randn(shape[0], 60, generator=generator) * torch.arange(1, 61) ** -0.7) @ torch.randn(
+        60, shape[1], generator=generator
+    )
+    best = float(torch.linalg.svdvals(matrix)[16:].square().sum() ** 0.5)
+    for power, slack in ((1, 1.03), (4, 1.001)):
+        low = truncated_svd(matrix, 16, random_basis(shape[1], 16, min(shape), 0), power)
+        assert float((matrix - low.left @ low.right.T).norm()) <= slack * best
+        torch.testing.assert_close(low.right.T @ low.right, torch.eye(16), atol=1e-5, rtol=0)
+        assert low.basis.shape == (shape[1], 16 + OVERSAMPLING)
