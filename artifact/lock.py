@@ -20,12 +20,13 @@ def held(directory: Path) -> Iterator[None]:
 
     Raises UserError naming the process that holds it.
     """
+    owner = directory / ".lock.owner"
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = FileLock(directory / ".lock")
         lock.acquire(timeout=0)
+        owner.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
     except Timeout:
-        owner = directory / ".lock.owner"
         who = owner.read_text(encoding="utf-8").strip() if owner.exists() else "another process"
         raise UserError(
             f"{directory} is being built by {who}: wait for it to end, or build with another --out."
@@ -33,8 +34,7 @@ def held(directory: Path) -> Iterator[None]:
     except OSError as e:
         raise as_user_error(e, directory / ".lock") from e
     try:
-        (directory / ".lock.owner").write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
         yield
     finally:
-        (directory / ".lock.owner").unlink(missing_ok=True)
+        owner.unlink(missing_ok=True)
         lock.release()

@@ -28,9 +28,8 @@ def assemble(artifact: Artifact, sessions: dict[str, Session], image_to_image: b
                            "the manifest names."))
     given = {**_stand_ins(artifact, sessions), **_folders(artifact), **artifact.manifest.get("pipeline_config", {})}
     given["requires_safety_checker"] = False
-    parameters = inspect.signature(pipeline_class.__init__).parameters
+    parameters = inspect.signature(pipeline_class).parameters
     arguments = {n: given.get(n, None if p.default is p.empty else p.default) for n, p in parameters.items()}
-    arguments.pop("self")
     return pipeline_class(**arguments)
 
 
@@ -44,7 +43,7 @@ def _stand_ins(artifact: Artifact, sessions: dict[str, Session]) -> dict[str, An
         if role == "denoiser":
             modules[component["module"]] = Denoiser(config, component["class"], session)
         elif role == "text_encoder":
-            modules[component["module"]] = TextEncoder(config, session)
+            modules[component["module"]] = TextEncoder(config, component["class"], session)
         elif role == "vae_decoder":
             encoder = artifact.component("vae_encoder")
             modules[component["module"]] = Vae(

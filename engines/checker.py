@@ -90,10 +90,10 @@ def parse_caption(text: str) -> Scene:
     if not found:
         known = "'a <size> <colour> <shape> <where> on <background>'"
         raise ValueError(f"The checker cannot read {text!r}: it knows only captions like {known}.")
-    items = [Item(*found.group(1, 2, 3))]
+    items = [Item(found[1], found[2], found[3])]
     place = None
     if found["relation"]:
-        items.append(Item(*found.group(6, 7, 8)))
+        items.append(Item(found[6], found[7], found[8]))
     else:
         words = found["place"].split()
         place = (sum(_COLUMN.get(w, 0) for w in words), sum(_ROW.get(w, 0) for w in words))
@@ -189,6 +189,12 @@ def _related(first: Item, second: Item, relation: str) -> bool:
     return along > across and along >= first.half[axis] + second.half[axis]
 
 
+def _where_is_right(items: tuple[Item, ...], scene: Scene) -> bool:
+    if scene.place is not None:
+        return _placed(items[0], scene.place)
+    return scene.relation is not None and _related(items[0], items[1], scene.relation)
+
+
 def verdict(image: np.ndarray, caption: str) -> Verdict:
     """Judges a uint8 picture [64, 64, 3]; found objects are taken in the order that suits the caption best."""
     scene = parse_caption(caption)
@@ -206,7 +212,7 @@ def verdict(image: np.ndarray, caption: str) -> Verdict:
                 size=all(f.size == w.size for f, w in pairs),
                 colour=all(f.colour == w.colour for f, w in pairs),
                 shape=all(f.shape == w.shape for f, w in pairs),
-                where=_placed(order[0], scene.place) if scene.place else _related(*order, scene.relation),
+                where=_where_is_right(order, scene),
             )
         )
     return max(verdicts, key=lambda v: sum(astuple(v)))

@@ -2,77 +2,45 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from artifact.errors import UserError
 from artifact.files import written_whole
 from artifact.manifest import Artifact
 from artifact.sampling import Progress, Sampled, sample
 from engines import machine, metrics
 from engines.measure import WARM_UP, measure_apart
 from engines.pipeline import choose, load
+from engines.references import References
 from engines.sizes import preset_bytes
 
 FORMAT = 1
-PICTURES = 16  # image pairs kept per preset for the report
-PROMPTS, TENSORS = "references/prompts.json", "references/tensors.safetensors"
-
-
-@dataclass(frozen=True)
-class References:
-    """What the 16-bit pipeline made of the prompts at build time, and what it started from.
-
-    `noise` float32 [P, ...]; `latents` float16 [P, steps, ...]; `images` uint8 [P, H, W, 3].
-    """
-
-    prompts: list[str]
-    seeds: list[int]
-    generation: dict[str, Any]
-    noise: np.ndarray
-    latents: np.ndarray
-    images: np.ndarray
-
-    @classmethod
-    def read(cls, artifact: Artifact) -> References:
-        """Raises UserError where the artifact was built without references."""
-        from safetensors.numpy import load_file
-
-        if not artifact.manifest.get("references"):
-            raise UserError(f"{artifact.root} holds no references to compare with: build it again with references.")
-        text = json.loads(artifact.path(PROMPTS).read_text(encoding="utf-8"))
-        tensors = load_file(artifact.path(TENSORS))
-        return cls(text["prompts"], text["seeds"], text["generation"],
-                   tensors["noise"], tensors["latents"], tensors["images"])
-
-    def pictured(self) -> list[int]:
-        """Indices of the prompts whose images the report shows: all, or PICTURES of them evenly spread."""
-        return sorted({int(i) for i in np.linspace(0, len(self.prompts) - 1, min(PICTURES, len(self.prompts)))})
+PIXELS = 1 << 19  # in one call, so that a batch of large images does not fill the memory: 25 tiny ones, or a large one
 
 
 def evaluate(
     artifact: Artifact,
     presets: Sequence[str] | None = None,
     batch: int = 25,
-    repeats: int = 3,
+    repeats: int = 5,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Run `presets` (None: all that were built) on all reference prompts; the dictionary that `report.json` holds.
 
-    `batch` prompts at a time for fidelity; latency and memory come from `repeats` images at batch 1 in a process of
-    their own. Image files go to report/images/<preset>/ in the artifact. Every field: docs/report.md.
+    At most `batch` prompts at a time for fidelity, fewer of large images; latency and memory come from `repeats` images
+    at batch 1 in a process of their own. Image files go to report/images/<preset>/ in the artifact. docs/report.md
+    explains every field. Raises UserError for an unknown preset, and where the artifact holds no references.
     """
     manifest = artifact.manifest
     names = [choose(artifact, p) for p in (presets or manifest["presets"])]
     references = References.read(artifact)
     environment = machine.describe()  # before our own load
+    batch = max(1, min(batch, PIXELS // references.images[0, ..., 0].size))
     rows = [_evaluate(artifact, p, references, batch, repeats, threads, progress) for p in names]
     return {
         "format": FORMAT,
@@ -136,12 +104,19 @@ def draw(
         start = time.perf_counter()
         for first in range(0, count, batch):
             part = slice(first, first + batch)
-            if progress:
-                progress(first, count, f"{preset}: images")
-            parts.append(sample(pipeline, references.prompts[part], references.noise[part], references.generation))
+            shown = _within(progress, first, min(batch, count - first), count, f"{preset}: images")
+            prompts, noise = references.prompts[part], references.noise[part]
+            parts.append(sample(pipeline, prompts, noise, references.generation, shown))
         seconds = time.perf_counter() - start
     images, latents = (np.concatenate([getattr(p, k) for p in parts]) for k in ("images", "latents"))
     return Sampled(images, latents), seconds
+
+
+def _within(progress: Progress | None, first: int, size: int, count: int, what: str) -> Progress | None:
+    """The steps of one batch as images done of all."""
+    if progress is None:
+        return None
+    return lambda done, steps, _: progress(first + size * done // steps, count, what)
 
 
 def fidelity(drawn: Sampled, references: References) -> dict[str, Any]:

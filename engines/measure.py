@@ -23,7 +23,7 @@ from artifact.manifest import Artifact
 
 WARM_UP = 1  # images drawn before any time counts
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 def measure(directory: Path | str, preset: str, repeats: int = 3, threads: int | None = None) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
+import transformers
 from diffusers.configuration_utils import FrozenDict
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput, Transformer2DModelOutput
@@ -30,11 +31,11 @@ _HIDDEN = {"penultimate_hidden_state": -2}
 
 
 class EngineModule(torch.nn.Module):
-    """What pipelines ask of every module: `config` (attributes and items), `dtype`, `device`."""
+    """What pipelines ask of every module: `config` as the torch class has it, `dtype`, `device`."""
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
-        self.config = FrozenDict(config)
+        self.config = config
 
     @property
     def dtype(self) -> torch.dtype:
@@ -65,7 +66,7 @@ class Denoiser(EngineModule):
         given = {**dict(zip(self._positional, args, strict=False)), **kwargs}
         given.update(given.pop("added_cond_kwargs", None) or {})  # SDXL's text_embeds and time_ids
         batch = given[self._positional[0]].shape[0]
-        feeds = {k: as_array(v) for k, v in given.items() if k in self.session.inputs or torch.is_tensor(v)}
+        feeds = {k: as_array(v) for k, v in given.items() if torch.is_tensor(v) or (k == "timestep" and v is not None)}
         feeds["timestep"] = np.broadcast_to(feeds["timestep"], (batch,))
         predicted = torch.from_numpy(next(iter(self.session.run(feeds).values())))
         return Transformer2DModelOutput(sample=predicted) if return_dict else (predicted,)
@@ -79,8 +80,8 @@ class Denoiser(EngineModule):
 class TextEncoder(EngineModule):
     """CLIP's text model (with or without projection) or T5's encoder: token ids int64 [B, L] to embeddings."""
 
-    def __init__(self, config: dict[str, Any], session: Session) -> None:
-        super().__init__(config)
+    def __init__(self, config: dict[str, Any], class_name: str, session: Session) -> None:
+        super().__init__(getattr(transformers, class_name).config_class.from_dict(config))
         self.session = session
 
     def forward(
@@ -153,8 +154,8 @@ def as_array(value: Any) -> np.ndarray:
     return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
 
 
-def with_defaults(torch_class: type, config: dict[str, Any]) -> dict[str, Any]:
+def with_defaults(torch_class: type, config: dict[str, Any]) -> FrozenDict:
     """`config` completed as diffusers does it: with the defaults of the class's constructor."""
-    parameters = inspect.signature(torch_class.__init__).parameters.values()
+    parameters = inspect.signature(torch_class).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-    return {**defaults, **config}
+    return FrozenDict({**defaults, **config})

@@ -13,17 +13,16 @@ from artifact.command import reported
 from artifact.errors import UserError
 from artifact.files import written_whole
 
-EXAMPLES = """
+EXAMPLES = """\
 Examples:
 
+\b
   python -m engines.run out/shapes --prompt "a large red circle on white" --output circle.png
-
-  python -m engines.run out/flux --preset svdq-int4 --prompt "a red fox in snow" --steps 4 --seed 7 --output fox.png
-
-  python -m engines.run out/flux --prompt "the same in autumn" --image fox.png --strength 0.6 --output autumn.png
+  python -m engines.run out/flux --preset svdq-int4 --steps 4 --seed 7 --prompt "a red fox in snow" --output fox.png
+  python -m engines.run out/flux --image fox.png --strength 0.6 --prompt "the same in autumn" --output autumn.png
 """
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 @app.command(epilog=EXAMPLES)

@@ -31,7 +31,7 @@ def check_against_torch(model_path: Path, source: Source, component: Component, 
     call = row.call(component.config)
     session = _session(model_path)
     wanted = {i.name for i in session.get_inputs()}
-    found = []
+    found: list[dict[str, Any]] = []
     for number, shapes in enumerate(row.check_shapes):
         generator = torch.Generator().manual_seed(number + 1)
         inputs = row.inputs(component.config, shapes, DTYPES[dtype], generator)

@@ -21,6 +21,7 @@ from artifact.store import Store, key_of
 from engines import targets
 from export.components import Component, components, latent_rule
 from export.options import Options
+from export.prompt_files import default_prompts, read_prompts, reference_prompts
 from export.source import Source, open_source
 from export.stages import Stages
 from passes.layers import Layer, find_layers, quantised
@@ -69,6 +70,9 @@ def compile_model(options: Options, stages: Stages) -> tuple[Artifact, dict[str,
         if options.steps is not None:
             source = replace(source, generation={**source.generation, "num_inference_steps": options.steps})
         parts = components(source)
+        # Read now, so that a bad file is refused before anything is written.
+        calibration = read_prompts(options.prompts or default_prompts(source))[: options.calibration]
+        prompts = read_prompts(options.reference_prompts or reference_prompts(source))[: options.references]
     out = options.out or Path("out") / Path(source.name).name
     with held(out):
         remove_partials(out)
@@ -79,9 +83,9 @@ def compile_model(options: Options, stages: Stages) -> tuple[Artifact, dict[str,
         asked = {n: recipes(p, layers, options.dtype, options.rank, options.group_size, options.seed)
                  for n, p in chosen.items()}  # fmt: skip
         pipe = _LazyPipeline(source)
-        samples = _calibrate(build, layers, pipe)
+        samples = _calibrate(build, layers, calibration, pipe)
         solved = {n: _solve(build, n, layers, r, samples) for n, r in asked.items()}
-        references = _references(build, pipe)
+        references = _references(build, prompts, pipe)
         # Without its manifest the directory is no artifact: a kill from here on leaves none that is half old.
         (out / manifests.NAME).unlink(missing_ok=True)
         models = _rewrite(build, graphs, solved)
@@ -153,15 +157,15 @@ def _layers(build: Build, graph: ir.Model) -> list[Layer]:
     return found
 
 
-def _calibrate(build: Build, layers: Sequence[Layer], pipe: _LazyPipeline) -> dict[str, str]:
+def _calibrate(
+    build: Build, layers: Sequence[Layer], prompts: Sequence[str], pipe: _LazyPipeline
+) -> dict[str, str]:
     """Store keys of the samples by Layer.input; the pipeline runs only where some are missing."""
     from export.calibrate import calibrate
-    from export.prompt_files import default_prompts, read_prompts
 
     options = build.options
     if not any(PRESETS[n].quantises for n in options.presets):
         return {}
-    prompts = read_prompts(options.prompts or default_prompts(build.source))[: options.calibration]
     modules = {layer.input: layer.module for layer in layers}
     run = key_of(
         "samples 1", build.source.sha256, *prompts, repr(sorted(build.source.generation.items())),
@@ -199,14 +203,11 @@ def _workers(options: Options) -> int:
     return options.jobs or len(os.sched_getaffinity(0))
 
 
-def _references(build: Build, pipe: _LazyPipeline) -> dict[str, Any]:
+def _references(build: Build, prompts: Sequence[str], pipe: _LazyPipeline) -> dict[str, Any]:
     """The 16-bit pipeline's images and latents, stored so that a later validation needs no 16-bit model."""
-    from export.prompt_files import read_prompts, reference_prompts
     from export.references import make_references
 
-    options = build.options
-    prompts = read_prompts(options.reference_prompts or reference_prompts(build.source))[: options.references]
-    seeds = [options.seed + i for i in range(len(prompts))]
+    seeds = [build.options.seed + i for i in range(len(prompts))]
     with build.stages.stage("references") as tick:
         files = make_references(build.source, pipe(), prompts, seeds, build.out, build.store, tick)
     return {"prompts": prompts, "seeds": seeds, "files": files}

@@ -56,23 +56,25 @@ def _named(dim: int | ir.SymbolicDim, symbols: dict[str, str]) -> int | str | No
 def _strip(model: ir.Model) -> None:
     """Remove documentation, producer and metadata; nodes keep SCOPE."""
     graph = model.graph
-    model.producer_name = model.producer_version = model.doc_string = graph.doc_string = None
-    model.domain = model.model_version = None
+    model.producer_name = model.producer_version = model.domain = model.model_version = None
     graph.name = "graph"
-    for holder in (model, graph, *graph.inputs, *graph.initializers.values()):
-        holder.metadata_props.clear()
-        holder.meta.clear()
+    _clear(model)
+    _clear(graph)
+    for value in (*graph.inputs, *graph.initializers.values()):
+        _clear(value)
     for node in graph.all_nodes():
         scope = _scope(node.metadata_props.get(_SCOPES))
-        node.metadata_props.clear()
-        node.meta.clear()
-        node.doc_string = None
+        _clear(node)
         if scope is not None:
             node.metadata_props[SCOPE] = scope
         for value in node.outputs:
-            value.metadata_props.clear()
-            value.meta.clear()
-            value.doc_string = None
+            _clear(value)
+
+
+def _clear(holder: ir.Model | ir.Graph | ir.Node | ir.Value) -> None:
+    holder.metadata_props.clear()
+    holder.meta.clear()
+    holder.doc_string = None
 
 
 def _scope(scopes: str | None) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 
 import ml_dtypes
@@ -43,37 +44,37 @@ def bind_weights(model: ir.Model, source: Source, component: Component) -> ir.Mo
     index = source.weights(component.module)
     for value in weight_values(model):
         weight = find_weight(component, index, value.name or "")
-        shape = tuple(int(d) for d in value.shape or ())
+        shape = value.shape.numpy() if value.shape is not None else ()
         if weight.shape != shape:
             raise UserError(
                 f"{weight.name} in {weight.file} has shape {list(weight.shape)}, {component.cls} of this config has "
                 f"{list(shape)}: config.json and weights are not of one model."
             )
-        value.const_value = _tensor(weight, value)
+        assert value.dtype is not None and value.name is not None
+        value.const_value = _tensor(weight, value.dtype, value.name)
     return model
 
 
-def find_weight(component: Component, index: dict[str, Weight] | object, name: str) -> Weight:
+def find_weight(component: Component, index: Mapping[str, Weight], name: str) -> Weight:
     """The file's tensor for a parameter of the module. Raises UserError where there is none."""
     for candidate in component.row.file_names(name):
-        if candidate in index:  # type: ignore[operator]
-            return index[candidate]  # type: ignore[index]
+        if candidate in index:
+            return index[candidate]
     raise UserError(
         f"The weights of {component.module} have no {name!r}, which {component.cls} of this config needs: config.json "
         "and weights are not of one model, or a shard is missing."
     )
 
 
-def _tensor(weight: Weight, value: ir.Value) -> ir.TensorProtocol:
+def _tensor(weight: Weight, dtype: ir.DataType, name: str) -> ir.TensorProtocol:
     """The weight in the graph's dtype."""
-    dtype = value.dtype
     shape = ir.Shape(weight.shape)
     if _ONNX_TYPE.get(weight.dtype) == dtype:
         file = weight.file.resolve()  # hub caches are links; readers of external data refuse those
         return ir.ExternalTensor(
-            file.name, weight.offset, weight.nbytes, dtype, shape=shape, name=value.name, base_dir=str(file.parent)
+            file.name, weight.offset, weight.nbytes, dtype, shape=shape, name=name, base_dir=str(file.parent)
         )
-    return ir.LazyTensor(partial(_converted, weight, dtype, value.name), dtype=dtype, shape=shape, name=value.name)
+    return ir.LazyTensor(partial(_converted, weight, dtype, name), dtype=dtype, shape=shape, name=name)
 
 
 def _converted(weight: Weight, dtype: ir.DataType, name: str) -> ir.Tensor:

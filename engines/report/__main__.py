@@ -11,7 +11,7 @@ from artifact.command import reported
 from artifact.manifest import Artifact
 from engines.report import read_report, show, write_page
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 @app.command()

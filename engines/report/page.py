@@ -53,6 +53,8 @@ def write_page(artifact: Artifact, results: dict[str, Any]) -> Path:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters.update(bytes=tables.bytes_text, ms=tables.ms_text, percent=tables.percent_text)
+    names = [p["name"] for p in results["presets"]]
+    score = results["reference"]["prompt_score"]
     page = environment.get_template("page.html.jinja").render(
         r=results,
         baseline=tables.baseline(results),
@@ -61,7 +63,9 @@ def write_page(artifact: Artifact, results: dict[str, Any]) -> Path:
         comparison=tables.comparison(results),
         headline=tables.headline(results),
         notes=tables.notes(results),
-        layers={p: tables.layer_rows(layers) for p, layers in results["layers"].items()},
+        layers={n: tables.layer_rows(results["layers"][n]) for n in names if n in results["layers"]},
+        scores=[("16-bit reference", score), *((p["name"], p["prompt_score"]) for p in results["presets"])],
+        score_parts=[k for k in score or {} if k not in ("right", "of")],
         pairs=_pairs(artifact, results),
         plots={name: svg and _uri("image/svg+xml", svg) for name, svg in plots.all_of(results).items()},
     )

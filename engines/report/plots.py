@@ -14,7 +14,7 @@ COLOURS = ("#2b5fc4", "#d97a1f", "#1d8a63", "#8750b8", "#bf3350", "#128a9c", "#7
 SMALLEST = 1e-9  # floor of 1 - cosine on a log axis
 TICKED = 60  # layers up to which every one has its name under the axis
 
-STYLE = {
+STYLE: Any = {
     "font.family": ["DejaVu Sans"],
     "font.size": 9,
     "axes.edgecolor": "#c9ced6",
@@ -89,7 +89,7 @@ def layer_error(results: dict[str, Any]) -> bytes | None:
         return None
     names = _layer_names(results)
     figure, axes = _axes(3.4 + (1.6 if len(names) <= TICKED else 0))
-    for preset, layers in results["layers"].items():
+    for preset, layers in _in_order(results):
         at = [i for i, n in enumerate(names) if n in layers]
         axes.plot(at, [100 * layers[names[i]]["error"] for i in at], "o-", markersize=3.5, linewidth=0.6,
                   label=preset, color=colours(results)[preset])
@@ -107,7 +107,7 @@ def layer_bytes(results: dict[str, Any]) -> bytes | None:
     figure, axes = _axes(3.4 + (1.6 if len(names) <= TICKED else 0))
     sixteen = {n: v["bytes_16bit"] for layers in results["layers"].values() for n, v in layers.items()}
     axes.bar(range(len(names)), [sixteen[n] / 1e3 for n in names], width=0.85, color="#d7dbe1", label="16 bits")
-    for preset, layers in results["layers"].items():
+    for preset, layers in _in_order(results):
         at = [i for i, n in enumerate(names) if n in layers]
         axes.plot(at, [layers[names[i]]["bytes"] / 1e3 for i in at], "_", markersize=6, markeredgewidth=2,
                   label=preset, color=colours(results)[preset])
@@ -120,6 +120,11 @@ def _layer_names(results: dict[str, Any]) -> list[str]:
     """Names by kind of block, then by number: JSON keeps no order that could be the model's."""
     names = {n for layers in results["layers"].values() for n in layers}
     return sorted(names, key=lambda n: [(int(p), "") if p.isdigit() else (0, p) for p in n.split(".")])
+
+
+def _in_order(results: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The layers of every preset that has some, in the presets' order."""
+    return [(p["name"], results["layers"][p["name"]]) for p in results["presets"] if p["name"] in results["layers"]]
 
 
 def _name_layers(axes: Any, names: list[str]) -> None:

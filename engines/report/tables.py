@@ -11,11 +11,11 @@ MISSING = "–"
 
 @dataclass(frozen=True)
 class Column:
-    """One column of the overview: its heading, its unit, and what better means for the bold figure."""
+    """One column of the overview: its heading, its unit, and whether "high" or "low" figures are better."""
 
     title: str
     unit: str
-    better: str  # "high", "low" or "" where neither is a merit
+    better: str
 
 
 @dataclass(frozen=True)
@@ -63,20 +63,26 @@ def baseline(results: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def overview(results: dict[str, Any]) -> list[tuple[str, list[Cell]]]:
-    """One row per preset, one cell per column of COLUMNS; the best of three or more figures is marked."""
+    """One row per preset, one cell per column of COLUMNS; the best of several quantised presets is marked."""
     base = baseline(results)
     figures = [_figures(p) for p in results["presets"]]
     rows = []
     for p, numbers in zip(results["presets"], figures, strict=True):
+        quantised = [f for q, f in zip(results["presets"], figures, strict=True) if q["name"] != BASELINE]
         cells = []
         for k, (column, number) in enumerate(zip(COLUMNS, numbers, strict=True)):
-            others = [f[k] for q, f in zip(results["presets"], figures, strict=True)
-                      if f[k] is not None and q["name"] != BASELINE]
-            best = number is not None and p["name"] != BASELINE and len(others) > 1 and (
-                number == (max if column.better == "high" else min)(others))
+            best = p["name"] != BASELINE and number is not None and number == _best(column, [f[k] for f in quantised])
             cells.append(_cell(column, number, p, base, best))
         rows.append((p["name"], cells))
     return rows
+
+
+def _best(column: Column, numbers: list[float | None]) -> float | None:
+    """The number to mark: None where there is nothing to choose between."""
+    known = {n for n in numbers if n is not None}
+    if len(known) < 2:
+        return None
+    return max(known) if column.better == "high" else min(known)
 
 
 def _figures(p: dict[str, Any]) -> list[float | None]:
@@ -105,11 +111,13 @@ def _cell(column: Column, number: float | None, p: dict[str, Any], base: dict[st
         return Cell(percent_text(number), f"of {p['prompt_score']['of']}", best)
     if column.title == "Layer error":
         return Cell(percent_text(number), f"max {percent_text(p['layer_error']['max'])}", best)
+    if column.title == "Peak memory":
+        return Cell(bytes_text(number), f"{bytes_text(p['memory']['before_load_bytes'])} libraries", best)
     text = ms_text(number) if column.unit.startswith("ms") else bytes_text(number)
     if base is None or base is p:
         return Cell(text, "baseline" if base is p else "", best)
-    ratio = number / _figures(base)[COLUMNS.index(column)]
-    return Cell(text, f"× {ratio:.2f} of {BASELINE}", best)
+    of_base = _figures(base)[COLUMNS.index(column)]
+    return Cell(text, f"× {number / of_base:.2f} of {BASELINE}" if of_base else "", best)
 
 
 def comparison(results: dict[str, Any]) -> dict[str, list[str]]:
@@ -128,10 +136,9 @@ def headline(results: dict[str, Any]) -> str:
     said = f"{main['name']} reproduces the 16-bit images at {psnr:.1f} dB PSNR (mean of {count} prompts)"
     base = baseline(results)
     if base is not None and base is not main:
-        smaller = base["size"]["total_bytes"] / main["size"]["total_bytes"]
-        said += (f", takes {bytes_text(main['size']['total_bytes'])} on disk, {smaller:.2f} times smaller than "
-                 f"{BASELINE}, and {ms_text(main['latency']['step']['median_ms'])} ms a step "
-                 f"({ms_text(base['latency']['step']['median_ms'])} ms in {BASELINE})")
+        said += (f", takes {bytes_text(main['size']['total_bytes'])} on disk ({BASELINE}: "
+                 f"{bytes_text(base['size']['total_bytes'])}) and {ms_text(main['latency']['step']['median_ms'])} ms a "
+                 f"step ({BASELINE}: {ms_text(base['latency']['step']['median_ms'])} ms)")
     return said + "."
 
 

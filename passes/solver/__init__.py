@@ -17,7 +17,17 @@ if TYPE_CHECKING:
     from passes.solver.key import solve_key
     from passes.solver.layer import solve_layer
 
-__all__ = ["Job", "Recipe", "SolvedLayer", "Store", "output_error", "solve_all", "solve_into", "solve_key", "solve_layer"]
+__all__ = [
+    "Job",
+    "Recipe",
+    "SolvedLayer",
+    "Store",
+    "output_error",
+    "solve_all",
+    "solve_into",
+    "solve_key",
+    "solve_layer",
+]
 
 _HOMES = {
     "output_error": "error",

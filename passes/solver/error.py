@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from passes.solver.problem import Problem, check, one_thread
-from passes.solver.quantise import activation_values, weight_codes, weight_values
+from passes.solver.quantise import activation_values, round_weight, weight_values
 from passes.solver.recipe import Recipe
 from passes.solver.solved import SolvedLayer
 
@@ -18,8 +18,8 @@ Factors = tuple[torch.Tensor, torch.Tensor]
 class Judge:
     """Scores factors for one smoothing of one (part of a) layer; lower is better.
 
-    The score is ||X·Wᵀ - y||², y as the op computes it short of the last rounding to T (the bias cancels); without
-    samples, ||W - Ŵ||² of the weights.
+    The score is ||X·Wᵀ - y||², y as the op computes it short of the last rounding to T (the bias cancels);
+    without samples, ||W - Ŵ||² of the weights.
     """
 
     def __init__(self, problem: Problem, inv_smooth: torch.Tensor) -> None:
@@ -27,33 +27,41 @@ class Judge:
         self.smoothed = problem.weight / inv_smooth
         recipe, samples = problem.recipe, problem.samples
         if samples is not None:
-            self.acts = activation_values(samples, inv_smooth, recipe.variant(), problem.t) - recipe.act_shift * inv_smooth
+            self.acts = (
+                activation_values(samples, inv_smooth, recipe.variant(), problem.t)
+                - recipe.act_shift * inv_smooth
+            )
             self.wanted = samples @ problem.weight.T
 
     def residual(self, factors: Factors | None) -> torch.Tensor:
-        """What is left of the smoothed weight for 4 bits once the rounded factors have taken their part, [N, K]."""
+        """What the rounded factors leave of the smoothed weight for 4 bits, [N, K], a new tensor."""
         if factors is None:
-            return self.smoothed
+            return self.smoothed.clone()
         down, up = factors
         return torch.addmm(self.smoothed, up.T, (down / self.inv_smooth[:, None]).T, alpha=-1)
 
     def score(self, factors: Factors | None) -> float:
-        recipe, samples = self.problem.recipe, self.problem.samples
-        residual = self.residual(factors)
-        codes, scales = weight_codes(residual, recipe.group_size, recipe.clip, self.problem.t)
-        values = weight_values(codes, scales, recipe.group_size)
+        recipe, samples, t = self.problem.recipe, self.problem.samples, self.problem.t
+        values = self.residual(factors)
         if samples is None:
+            residual = values.clone()
+            round_weight(values, recipe.group_size, recipe.clip, t)
             return float(((residual - values) * self.inv_smooth).square().sum(dtype=torch.float64))
+        round_weight(values, recipe.group_size, recipe.clip, t)
         y = self.acts @ values.T
         if factors is not None:
             down, up = factors
-            y.addmm_(self.problem.t.rounded(samples @ down), up)
+            y.addmm_(t.rounded(samples @ down), up)
         squares = float((self.wanted - y).square().sum(dtype=torch.float64))
         return squares if squares == squares else float("inf")
 
 
 def output_error(
-    solved: SolvedLayer, weight: np.ndarray, bias: np.ndarray | None, samples: np.ndarray | None, recipe: Recipe
+    solved: SolvedLayer,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    samples: np.ndarray | None,
+    recipe: Recipe,
 ) -> float:
     """||y - y_ref|| / ||y_ref|| (Frobenius) of a solved layer, y in T as the op computes it, y_ref = X·Wᵀ + bias.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -58,7 +58,9 @@ def solve_all(
     for name, key in solve_into(jobs, store, workers, progress).items():
         entry = store.get_arrays(key)
         if entry is None:
-            raise OSError(f"layer {name} was stored as {key} but is not there any more; is the store's disk full?")
+            raise OSError(
+                f"layer {name} was stored as {key} but is not there any more; is the store's disk full?"
+            )
         solved[name] = SolvedLayer.from_arrays(*entry)
     return solved
 
@@ -80,6 +82,7 @@ def solve_into(
     # Largest first: a large layer begun last would keep one worker busy while the others idle. Ties by name.
     ordered = sorted(jobs, key=lambda job: (-sizes[job.name], job.name))
     work = partial(_solve, store=store)
+    finished: Iterator[tuple[Job, tuple[str, str]]]
     if workers == 1 or len(jobs) < 2 or sum(sizes.values()) < WORTH_A_POOL:
         finished = ((job, work(job)) for job in ordered)
     else:

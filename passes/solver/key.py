@@ -18,9 +18,7 @@ from passes.solver.recipe import Recipe
 NUMERICS_VERSION = 1
 
 
-def solve_key(
-    weight: np.ndarray, bias: np.ndarray | None, samples: np.ndarray | None, recipe: Recipe
-) -> str:
+def solve_key(weight: np.ndarray, bias: np.ndarray | None, samples: np.ndarray | None, recipe: Recipe) -> str:
     """SHA-256 (hex) over the arrays with dtype and shape, the recipe, and what else decides the last bits."""
     digest = hashlib.sha256(json.dumps([asdict(recipe), _numerics()], sort_keys=True).encode())
     for array in (weight, bias, samples):

@@ -18,7 +18,7 @@ from passes.solver.solved import SolvedLayer
 from plugins.svdq_linear.spec import padded_rank
 
 #: Rounds of refinement are compared on this many output rows and tokens.
-ROWS, TOKENS = 1024, 256
+ROWS, TOKENS = 512, 128
 
 #: Power iterations of the first SVD. Refinement sharpens it further; without refinement it has to be good by itself.
 POWER, POWER_ALONE = 1, 4
@@ -65,13 +65,18 @@ def _branch(problem: Problem, smoothed: torch.Tensor, inv_smooth: torch.Tensor) 
 
 
 def _assemble(
-    problem: Problem, inv_smooth: torch.Tensor, factors: tuple[torch.Tensor, torch.Tensor] | None, residual: torch.Tensor
+    problem: Problem,
+    inv_smooth: torch.Tensor,
+    factors: tuple[torch.Tensor, torch.Tensor] | None,
+    residual: torch.Tensor,
 ) -> SolvedLayer:
     recipe, t = problem.recipe, problem.t
     outputs, channels = problem.weight.shape
     codes, scales = weight_codes(residual, recipe.group_size, recipe.clip, t)
     if not bool(torch.isfinite(t.rounded(scales)).all()):
-        raise ValueError(f"a weight scale reaches {float(scales.max())}, beyond {recipe.dtype}'s {t.largest}; use another dtype")
+        raise ValueError(
+            f"a weight scale reaches {float(scales.max())}, beyond {recipe.dtype}'s {t.largest}; use another dtype"
+        )
     bias = problem.bias
     if recipe.act_shift:
         # Only the quantised path sees x + shift. Its constant part is what the op itself computes from.

@@ -21,7 +21,13 @@ Result = TypeVar("Result")
 #: Read by the libraries while they load, so they have to be in place before a worker starts.
 ONE_THREAD = {
     name: "1"
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMBA_NUM_THREADS")
+    for name in (
+        "OMP_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "NUMEXPR_NUM_THREADS",
+        "NUMBA_NUM_THREADS",
+    )
 }
 
 
@@ -29,7 +35,9 @@ class WorkerDied(RuntimeError):
     """A worker ended without an answer: killed from outside, most often for want of memory."""
 
 
-def each(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int, preload: str) -> Iterator[tuple[Task, Result]]:
+def each(
+    function: Callable[[Task], Result], tasks: Sequence[Task], workers: int, preload: str
+) -> Iterator[tuple[Task, Result]]:
     """Yield (task, function(task)) as they finish; tasks start in the given order on `workers` processes.
 
     function, tasks and results must be picklable; `preload` is a module worth importing before the workers are forked
@@ -45,7 +53,7 @@ def each(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int
         with _environment(ONE_THREAD):
             for _ in range(min(workers, len(tasks))):
                 ours, theirs = context.Pipe()
-                process = context.Process(target=_serve, args=(theirs, function), daemon=True)
+                process: BaseProcess = context.Process(target=_serve, args=(theirs, function), daemon=True)
                 process.start()
                 theirs.close()
                 processes.append(process)
@@ -53,14 +61,16 @@ def each(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int
         for pipe, (_, task) in pipes.items():
             _send(pipe, task)
         while pipes:
-            for pipe in wait(list(pipes)):
-                assert isinstance(pipe, Connection)
-                process, task = pipes[pipe]
+            for ready in wait(list(pipes)):
+                assert isinstance(ready, Connection)
+                pipe, (process, task) = ready, pipes[ready]
                 try:
                     good, answer = pipe.recv()
                 except (EOFError, OSError) as ended:
                     process.join()
-                    raise WorkerDied(f"the process that worked on {task} ended with code {process.exitcode}") from ended
+                    raise WorkerDied(
+                        f"the process that worked on {task} ended with code {process.exitcode}"
+                    ) from ended
                 if not good:
                     error, trace = answer
                     raise error from RuntimeError(f"in a worker:\n{trace}")
@@ -72,10 +82,10 @@ def each(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int
                     pipe.close()
                 yield task, answer
     finally:
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            process.join()
+        for started in processes:
+            started.terminate()
+        for started in processes:
+            started.join()
 
 
 def _send(pipe: Connection, task: Any) -> None:

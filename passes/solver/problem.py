@@ -29,13 +29,13 @@ class Problem:
     def part(self, rows: int, tokens: int) -> Problem:
         """At most `rows` output rows and `tokens` samples, evenly spaced: enough to compare candidates."""
         picked = _evenly(self.weight.shape[0], rows)
-        samples = None if self.samples is None else self.samples[_evenly(self.samples.shape[0], tokens)].clone()
+        samples = (
+            None if self.samples is None else self.samples[_evenly(self.samples.shape[0], tokens)].clone()
+        )
         return replace(self, weight=self.weight[picked].clone(), bias=self.bias[picked], samples=samples)
 
 
-def check(
-    weight: np.ndarray, bias: np.ndarray | None, samples: np.ndarray | None, recipe: Recipe
-) -> Problem:
+def check(weight: np.ndarray, bias: np.ndarray | None, samples: np.ndarray | None, recipe: Recipe) -> Problem:
     """weight [N, K], bias [N], samples [S, K] of any float type as a Problem.
 
     Raises ValueError, naming what it saw, for shapes that do not fit, a rank above min(N, K), and values that are
@@ -45,18 +45,24 @@ def check(
         raise ValueError(f"the weight has shape {weight.shape}; it must be [N, K], both at least 1")
     outputs, channels = weight.shape
     if recipe.rank > min(outputs, channels):
-        raise ValueError(f"rank is {recipe.rank}, but a weight of shape {(outputs, channels)} has at most {min(outputs, channels)}")
+        raise ValueError(
+            f"rank is {recipe.rank}, but a weight of shape {(outputs, channels)} has at most {min(outputs, channels)}"
+        )
     if bias is not None and bias.shape != (outputs,):
         raise ValueError(f"the bias has shape {bias.shape}; the weight's {outputs} rows need {(outputs,)}")
     if samples is not None and (samples.ndim != 2 or samples.shape[1] != channels or not samples.shape[0]):
-        raise ValueError(f"the samples have shape {samples.shape}; they must be [S, {channels}] with S at least 1")
+        raise ValueError(
+            f"the samples have shape {samples.shape}; they must be [S, {channels}] with S at least 1"
+        )
     t = ELEMENT_TYPES[recipe.dtype]
     wide = _float32("weight", weight)
     offset = torch.zeros(outputs) if bias is None else _float32("bias", bias)
     inputs = None if samples is None else t.rounded(_float32("samples", samples))
     for name, values in (("bias", offset), ("samples", inputs)):
         if values is not None and not bool(torch.isfinite(t.rounded(values)).all()):
-            raise ValueError(f"the {name} reach {float(values.abs().max())}, beyond {recipe.dtype}'s {t.largest}")
+            raise ValueError(
+                f"the {name} reach {float(values.abs().max())}, beyond {recipe.dtype}'s {t.largest}"
+            )
     return Problem(wide, offset, inputs, recipe)
 
 
@@ -80,7 +86,9 @@ def _float32(name: str, values: np.ndarray) -> torch.Tensor:
         bad = (~torch.isfinite(copy)).nonzero()
         if len(bad):
             at = tuple(int(i) for i in bad[0])
-            raise ValueError(f"the {name} hold {float(copy[at])} at {at} ({len(bad)} such values); all must be finite")
+            raise ValueError(
+                f"the {name} hold {float(copy[at])} at {at} ({len(bad)} such values); all must be finite"
+            )
     return copy
 
 

@@ -35,9 +35,9 @@ def compiled(signature: str, **options: Any) -> Callable[[Callable[..., Any]], C
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         settings = {"nogil": True, "error_model": "numpy", **options}
         try:
-            return numba.njit(signature, cache=True, **settings)(function)  # type: ignore[no-any-return]
+            return numba.njit(signature, cache=True, **settings)(function)
         except RuntimeError:  # numba found no place for its cache
-            return numba.njit(signature, **settings)(function)  # type: ignore[no-any-return]
+            return numba.njit(signature, **settings)(function)
 
     return decorate
 
@@ -132,6 +132,20 @@ def _weight_codes(weight, group, clip, drop, smallest, largest, codes, scales): 
                 to[k] = np.int8(-WEIGHT_TOP if code < -WEIGHT_TOP else code)
 
 
+@compiled("void(f4[:,::1], i8, b1, i8, f4, f4)")
+def _round_weight(weight, group, clip, drop, smallest, largest):  # type: ignore[no-untyped-def]
+    rows, channels = weight.shape
+    for n in range(rows):
+        for start in range(0, channels, group):
+            w = weight[n, start : min(start + group, channels)]
+            scale = _weight_scale(w, clip, drop, smallest, largest)
+            inverse = ONE / scale if scale > ZERO else ZERO
+            for k in range(w.shape[0]):
+                code = np.rint(w[k] * inverse)
+                code = WEIGHT_TOP if code > WEIGHT_TOP else code
+                w[k] = (-WEIGHT_TOP if code < -WEIGHT_TOP else code) * scale
+
+
 @compiled("void(i1[:,::1], f4[:,::1], i8, f4[:,::1])")
 def _weight_values(codes, scales, group, out):  # type: ignore[no-untyped-def]
     rows, channels = codes.shape
@@ -169,12 +183,19 @@ def branch_target(
     _branch_target(weight.numpy(), low_rank.numpy(), np.float32(step), group, True, *t.form, out.numpy())
 
 
-def weight_codes(weight: torch.Tensor, group: int, clip: bool, t: ElementType) -> tuple[torch.Tensor, torch.Tensor]:
+def weight_codes(
+    weight: torch.Tensor, group: int, clip: bool, t: ElementType
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Symmetric codes int8 [N, K] in -7..7 and scales float32 [N, groups] exact in T (infinite where T overflows)."""
     codes = torch.empty(weight.shape, dtype=torch.int8)
     scales = torch.empty((weight.shape[0], group_count(weight.shape[1], group)), dtype=torch.float32)
     _weight_codes(weight.numpy(), group, clip, *t.form, codes.numpy(), scales.numpy())
     return codes, scales
+
+
+def round_weight(weight: torch.Tensor, group: int, clip: bool, t: ElementType) -> None:
+    """weight [N, K] float32 := Q(weight), the values of `weight_codes`, in place."""
+    _round_weight(weight.numpy(), group, clip, *t.form)
 
 
 def weight_values(codes: torch.Tensor, scales: torch.Tensor, group: int) -> torch.Tensor:
@@ -184,12 +205,16 @@ def weight_values(codes: torch.Tensor, scales: torch.Tensor, group: int) -> torc
     return out
 
 
-def activation_values(x: torch.Tensor, inv_smooth: torch.Tensor, variant: Variant, t: ElementType) -> torch.Tensor:
+def activation_values(
+    x: torch.Tensor, inv_smooth: torch.Tensor, variant: Variant, t: ElementType
+) -> torch.Tensor:
     """Q(x̂) of the op as the values its codes stand for, float32 [S, K]; x̂ itself for a weight-only variant."""
     shift = np.float32(variant.act_shift)
     if not variant.quantises_activations:
         return (x + float(shift)) * inv_smooth
     out = torch.empty_like(x)
     bounds = np.float32(variant.qmin), np.float32(variant.qmax)
-    _activation_values(x.numpy(), inv_smooth.numpy(), shift, variant.group_size, *bounds, *t.form, out.numpy())
+    _activation_values(
+        x.numpy(), inv_smooth.numpy(), shift, variant.group_size, *bounds, *t.form, out.numpy()
+    )
     return out

@@ -42,7 +42,12 @@ class SolvedLayer:
 
     def meta(self) -> dict[str, str]:
         """The numbers beside the arrays, as strings that read back exactly."""
-        return {"error": repr(self.error), "alpha": repr(self.alpha), "beta": repr(self.beta), "rounds": str(self.rounds)}
+        return {
+            "error": repr(self.error),
+            "alpha": repr(self.alpha),
+            "beta": repr(self.beta),
+            "rounds": str(self.rounds),
+        }
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], meta: Mapping[str, str]) -> SolvedLayer:

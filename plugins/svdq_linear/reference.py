@@ -119,7 +119,7 @@ def _dequantised(x: Array, inv_smooth: Array, variant: Variant) -> Array:
 
 def _product(a: Array, b: Array) -> Array:
     """a @ b where a NaN of a spoils its row only: BLAS promises that no more than numpy does."""
-    bad = ~np.isfinite(a).all(-1)
+    bad = np.logical_not(np.isfinite(a).all(-1))
     out = np.where(bad[:, None], 0.0, a) @ b
     for row in np.flatnonzero(bad):
         out[row] = (a[row][:, None] * b).sum(0)
@@ -136,24 +136,43 @@ def _activate(z: Array, activation: str) -> Array:
 
 def _ulp(y: Array, dtype: Any) -> Array:
     """Distance from |y| to T's next larger number, float64."""
-    mantissa, smallest = {"float32": (23, -126), "float16": (10, -14), "bfloat16": (7, -126)}[np.dtype(dtype).name]
-    _, exponent = np.frexp(np.where(np.isfinite(y), y, 0.0))
-    return np.ldexp(1.0, np.maximum(exponent - 1, smallest) - mantissa)
+    mantissa, smallest = {"float32": (23, -126), "float16": (10, -14), "bfloat16": (7, -126)}[
+        np.dtype(dtype).name
+    ]
+    size = np.where(np.isfinite(y), np.abs(y), 0.0)
+    _, exponent = np.frexp(np.maximum(size, 2.0**smallest))
+    return np.ldexp(1.0, exponent - 1 - mantissa)
 
 
 def _check(
-    channels: int, qweight: Array, wscale: Array, inv_smooth: Array, down: Array | None, up: Array | None, variant: Variant
+    channels: int,
+    qweight: Array,
+    wscale: Array,
+    inv_smooth: Array,
+    down: Array | None,
+    up: Array | None,
+    variant: Variant,
 ) -> None:
     outputs = qweight.shape[0]
     groups = group_count(channels, variant.group_size)
     if qweight.shape != (outputs, channels) or inv_smooth.shape != (channels,):
-        raise ValueError(f"x has K = {channels}, but qweight is {qweight.shape} and inv_smooth {inv_smooth.shape}")
+        raise ValueError(
+            f"x has K = {channels}, but qweight is {qweight.shape} and inv_smooth {inv_smooth.shape}"
+        )
     if wscale.shape != (outputs, groups):
-        raise ValueError(f"wscale is {wscale.shape}; groups of {variant.group_size} along K = {channels} need {(outputs, groups)}")
+        raise ValueError(
+            f"wscale is {wscale.shape}; groups of {variant.group_size} along K = {channels} need {(outputs, groups)}"
+        )
     if np.abs(qweight.astype(np.int32)).max(initial=0) > WEIGHT_QMAX:
         raise ValueError(f"qweight reaches {int(np.abs(qweight.astype(np.int32)).max())}; codes are -7..7")
     rank = 0 if down is None or up is None else down.shape[1]
     if (rank > 0) != variant.branch:
         raise ValueError(f"down and up have rank {rank}, but the variant says branch={variant.branch}")
-    if down is not None and up is not None and (down.shape != (channels, rank) or up.shape != (rank, outputs)):
-        raise ValueError(f"down is {down.shape} and up {up.shape}; they must be {(channels, rank)} and {(rank, outputs)}")
+    if (
+        down is not None
+        and up is not None
+        and (down.shape != (channels, rank) or up.shape != (rank, outputs))
+    ):
+        raise ValueError(
+            f"down is {down.shape} and up {up.shape}; they must be {(channels, rank)} and {(rank, outputs)}"
+        )

@@ -80,7 +80,9 @@ class Variant:
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation is {self.activation!r}; SvdqLinear has {', '.join(ACTIVATIONS)}")
         if not (math.isfinite(self.act_shift) and _as_float32(self.act_shift) == self.act_shift):
-            raise ValueError(f"act_shift is {self.act_shift!r}; it must be finite and exact in float32, as attributes are")
+            raise ValueError(
+                f"act_shift is {self.act_shift!r}; it must be finite and exact in float32, as attributes are"
+            )
         if self.act_bits == 16 and not self.act_signed:
             raise ValueError("act_bits 16 does not quantise activations, so act_signed must stay true")
 
@@ -114,7 +116,9 @@ class Variant:
         parts = [f"a{self.act_bits}", "s" if self.act_signed else "u", f"g{self.group_size}", self.activation]
         parts.append("lr" if self.branch else "nolr")
         if self.act_shift:
-            parts.append("shift" + repr(float(self.act_shift)).replace(".", "p").replace("-", "m").replace("+", ""))
+            parts.append(
+                "shift" + repr(float(self.act_shift)).replace(".", "p").replace("-", "m").replace("+", "")
+            )
         return "_".join(parts)
 
     def attributes(self, rank: int | None = None) -> dict[str, int | float | str]:
@@ -128,7 +132,9 @@ class Variant:
         }
         if rank is not None:
             if rank % RANK_MULTIPLE or (rank > 0) != self.branch:
-                raise ValueError(f"rank {rank} does not fit: a multiple of {RANK_MULTIPLE}, 0 exactly without a branch")
+                raise ValueError(
+                    f"rank {rank} does not fit: a multiple of {RANK_MULTIPLE}, 0 exactly without a branch"
+                )
             found["rank"] = rank
         return found
 

@@ -12,7 +12,12 @@ from plugins.svdq_linear.spec import Variant, group_count, padded_channels, padd
 
 def every_variant():
     for group, bits, signed, shift, activation, branch in itertools.product(
-        spec.GROUP_SIZES, spec.ACT_BITS, (True, False), (0.0, 0.171875, 0.28125), spec.ACTIVATIONS, (True, False)
+        spec.GROUP_SIZES,
+        spec.ACT_BITS,
+        (True, False),
+        (0.0, 0.171875, 0.28125),
+        spec.ACTIVATIONS,
+        (True, False),
     ):
         if bits < 16 or signed:
             yield Variant(group, bits, signed, shift, activation, branch)
@@ -26,7 +31,9 @@ def test_every_variant_has_a_name_of_its_own_that_is_an_identifier():
 
 def test_names_are_stable():
     assert Variant().overload == "a4_s_g64_none_lr"
-    assert Variant(128, 8, False, spec.GELU_SHIFT, "silu", False).overload == "a8_u_g128_silu_nolr_shift0p171875"
+    assert (
+        Variant(128, 8, False, spec.GELU_SHIFT, "silu", False).overload == "a8_u_g128_silu_nolr_shift0p171875"
+    )
 
 
 def test_attributes_come_back():
@@ -37,7 +44,9 @@ def test_attributes_come_back():
     assert type(Variant().attributes()["act_signed"]) is int
 
 
-@pytest.mark.parametrize(("bits", "signed", "low", "high"), [(4, 1, -7, 7), (8, 1, -127, 127), (4, 0, 0, 15), (8, 0, 0, 255)])
+@pytest.mark.parametrize(
+    ("bits", "signed", "low", "high"), [(4, 1, -7, 7), (8, 1, -127, 127), (4, 0, 0, 15), (8, 0, 0, 255)]
+)
 def test_code_ranges(bits, signed, low, high):
     variant = Variant(act_bits=bits, act_signed=bool(signed))
     assert (variant.qmin, variant.qmax) == (low, high)

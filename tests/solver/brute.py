@@ -1,4 +1,4 @@
-"""The published algorithm by brute force, in float64 numpy, sharing nothing with the solver.
+"""The published algorithm by brute force, in float64, sharing nothing with the solver.
 
 Every smoothing candidate with a full SVD, refined to the first worse round (arXiv 2411.05007; DeepCompressor's grid).
 """
@@ -6,6 +6,7 @@ Every smoothing candidate with a full SVD, refined to the first worse round (arX
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 GRID = [(0.0, 0.0)] + [(i / 20, beta) for i in range(1, 20) for beta in (0.0, 1 - i / 20)]
 
@@ -18,7 +19,7 @@ def quantised(values: np.ndarray, group: int, top: int) -> np.ndarray:
 
 
 def low_rank(matrix: np.ndarray, rank: int) -> np.ndarray:
-    u, s, vh = np.linalg.svd(matrix, full_matrices=False)
+    u, s, vh = (part.numpy() for part in torch.linalg.svd(torch.from_numpy(matrix), full_matrices=False))
     return (u[:, :rank] * s[:rank]) @ vh[:rank]
 
 
@@ -36,7 +37,9 @@ def best_error(weight: np.ndarray, samples: np.ndarray, rank: int, group: int, t
     return _error(*_smoothed(weight, samples, chosen), rank, group, top, 100)
 
 
-def _smoothed(weight: np.ndarray, samples: np.ndarray, candidate: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+def _smoothed(
+    weight: np.ndarray, samples: np.ndarray, candidate: tuple[float, float]
+) -> tuple[np.ndarray, np.ndarray]:
     alpha, beta = candidate
     w, x = weight.astype(np.float64), samples.astype(np.float64)
     scale = np.abs(x).max(0) ** alpha / np.abs(w).max(0) ** beta

@@ -172,7 +172,9 @@ def test_ctrl_c_ends_the_workers_at_once_and_keeps_what_was_solved(tmp_path):
     assert "KeyboardInterrupt" in errors
     time.sleep(0.5)
     assert not [pid for pid in workers if alive(pid)]
-    kept = solve_all([Job("l0", partial(slow, 0), SMALL), Job("l1", partial(slow, 1), SMALL)], Folder(tmp_path), 1)
+    kept = solve_all(
+        [Job("l0", partial(slow, 0), SMALL), Job("l1", partial(slow, 1), SMALL)], Folder(tmp_path), 1
+    )
     assert len(kept) == 2 and len(list(tmp_path.iterdir())) == 2
 
 

@@ -20,7 +20,13 @@ def through_the_op(solved, samples, recipe, bias=True):
     pair = (solved.down, solved.up) if recipe.rank else (None, None)
     x = samples.astype(solved.inv_smooth.dtype)
     y, _ = reference.svdq_linear(
-        x, solved.qweight, solved.wscale, solved.inv_smooth, *pair, solved.bias if bias else None, recipe.variant()
+        x,
+        solved.qweight,
+        solved.wscale,
+        solved.inv_smooth,
+        *pair,
+        solved.bias if bias else None,
+        recipe.variant(),
     )
     return y.astype(np.float64)
 
@@ -32,16 +38,16 @@ def relative(y, wanted):
 @pytest.mark.parametrize(("bits", "group", "top"), [(4, 64, 7), (8, 128, 127)])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_no_worse_than_every_candidate_with_full_svds(bits, group, top, seed):
-    weight, _, samples = layer(256, 256, seed=seed)
-    recipe = Recipe(act_bits=bits, group_size=group, rank=16)
+    weight, _, samples = layer(96, 128, seed=seed)
+    recipe = Recipe(act_bits=bits, group_size=group, rank=12)
     solved = solve_layer(weight, None, samples, recipe)
-    assert solved.error <= 1.02 * brute.best_error(weight, samples, 16, group, top)
+    assert solved.error <= 1.02 * brute.best_error(weight, samples, 12, group, top)
 
 
 def test_unrefined_matches_the_best_candidate_of_the_whole_grid():
-    weight, _, samples = layer(256, 256)
-    solved = solve_layer(weight, None, samples, Recipe(rank=16, refine=0))
-    scores = brute.errors_over_grid(weight, samples, 16, 64, 7)
+    weight, _, samples = layer(96, 128)
+    solved = solve_layer(weight, None, samples, Recipe(rank=12, refine=0))
+    scores = brute.errors_over_grid(weight, samples, 12, 64, 7)
     assert solved.error == pytest.approx(min(scores.values()), rel=0.01)
     assert scores[solved.alpha, solved.beta] <= 1.01 * min(scores.values())
 
@@ -136,7 +142,8 @@ def test_unsigned_codes_halve_the_error_of_inputs_that_are_never_negative():
     weight, bias, samples = layer(128, 128)
     samples = np.abs(samples)
     signed, unsigned = (
-        solve_layer(weight, bias, samples, Recipe(rank=16, act_signed=s, smooth=False)).error for s in (True, False)
+        solve_layer(weight, bias, samples, Recipe(rank=16, act_signed=s, smooth=False)).error
+        for s in (True, False)
     )
     assert unsigned < 0.85 * signed
 
@@ -171,7 +178,7 @@ def test_huge_outliers_stay_within_float16():
     samples[0, 4] = 1e-7
     solved = solve_layer(weight, bias, samples, Recipe(rank=16))
     assert np.isfinite(through_the_op(solved, samples, Recipe(rank=16))).all()
-    assert 2**-10 <= solved.inv_smooth.min() and solved.inv_smooth.max() <= 2**10
+    assert solved.inv_smooth.min() >= 2**-10 and solved.inv_smooth.max() <= 2**10
 
 
 @pytest.mark.parametrize("what", ["weight", "bias", "samples"])

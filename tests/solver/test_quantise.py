@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from passes.solver.element import ELEMENT_TYPES
-from passes.solver.quantise import CLIP_RATIOS, activation_values, branch_target, round_to, weight_codes, weight_values
+from passes.solver.quantise import (
+    CLIP_RATIOS,
+    activation_values,
+    branch_target,
+    round_to,
+    weight_codes,
+    weight_values,
+)
 from plugins.svdq_linear.reference import quantize_activation
 from plugins.svdq_linear.spec import Variant
 
@@ -53,7 +60,9 @@ def test_a_scale_beyond_t_spoils_the_group_as_in_the_op():
 
 def test_a_weight_only_variant_passes_the_smoothed_activation():
     x = torch.tensor([[1.0, -2.0]])
-    y = activation_values(x, torch.tensor([2.0, 0.5]), Variant(act_bits=16, act_shift=0.25), ELEMENT_TYPES["float16"])
+    y = activation_values(
+        x, torch.tensor([2.0, 0.5]), Variant(act_bits=16, act_shift=0.25), ELEMENT_TYPES["float16"]
+    )
     assert y.tolist() == [[2.5, -0.875]]
 
 

@@ -1,0 +1,33 @@
+"""How a pipeline is called follows from its denoiser's class and config."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from artifact.errors import UserError
+from engines.families import layout
+
+
+def components(cls: str, vae_blocks: int, **config: Any) -> dict[str, Any]:
+    vae = {"role": "vae_decoder", "class": "AutoencoderKL", "config": {"block_out_channels": [1] * vae_blocks}}
+    return {"d": {"role": "denoiser", "class": cls, "config": config}, "v": vae}
+
+
+def test_flux_is_packed_and_guided_by_what_it_was_trained_with() -> None:
+    schnell = layout(components("FluxTransformer2DModel", 4, in_channels=64))
+    dev = layout(components("FluxTransformer2DModel", 4, in_channels=64, guidance_embeds=True))
+    assert schnell.latents.shape(1024, 512) == (64 * 32, 64) and schnell.multiple == 16
+    assert (schnell.guidance, dev.guidance) == ("true_cfg_scale", "guidance_scale")
+
+
+def test_a_unets_sizes_halve_at_every_level() -> None:
+    found = layout(components("UNet2DConditionModel", 4, in_channels=4, block_out_channels=[1] * 4))
+    assert found.latents.shape(512, 768) == (4, 64, 96)
+    assert (found.multiple, found.guidance) == (64, "guidance_scale")
+
+
+def test_an_unknown_denoiser_is_named() -> None:
+    with pytest.raises(UserError, match="is a SanaTransformer2DModel, this version runs FluxTransformer2DModel, UNet"):
+        layout(components("SanaTransformer2DModel", 4))

@@ -1,0 +1,126 @@
+"""Tiny random models from the real classes, saved as float16 safetensors as a hub repository would hold them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+WORDS = ["<pad>", "<end>", "<unknown>", *"a red green blue small large circle square cross on above below".split()]
+CLIP = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "max_position_embeddings": 16, "projection_dim": 32, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0,
+}  # fmt: skip
+T5 = {
+    "vocab_size": 64, "d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2,
+    "feed_forward_proj": "gated-gelu", "is_encoder_decoder": False, "use_cache": False,
+}  # fmt: skip
+VAE = {
+    "block_out_channels": (16, 32), "norm_num_groups": 8, "layers_per_block": 1, "sample_size": 32,
+    "down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2,
+}  # fmt: skip
+UNET = {
+    "sample_size": 16, "block_out_channels": (32, 64), "norm_num_groups": 8, "cross_attention_dim": 32,
+    "attention_head_dim": 2, "layers_per_block": 1,
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "UpBlock2D"),
+}  # fmt: skip
+UNET_XL = UNET | {
+    "down_block_types": ("DownBlock2D", "DownBlock2D"),  # the middle block has attention anyway
+    "addition_embed_type": "text_time", "addition_time_embed_dim": 8, "cross_attention_dim": 64,
+    "projection_class_embeddings_input_dim": 32 + 6 * 8, "use_linear_projection": True,
+}  # fmt: skip
+FLUX = {
+    "in_channels": 16, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2,
+    "joint_attention_dim": 32, "pooled_projection_dim": 32, "axes_dims_rope": (4, 6, 6), "guidance_embeds": False,
+}  # fmt: skip
+
+
+def flux(root: Path, **changes: Any) -> Path:
+    """A FluxPipeline directory; `changes` to the transformer's config."""
+    torch.manual_seed(0)
+    _save(root / "transformer", diffusers.FluxTransformer2DModel(**FLUX | changes))
+    _save(root / "text_encoder", transformers.CLIPTextModel(transformers.CLIPTextConfig(**CLIP)))
+    _save(root / "text_encoder_2", transformers.T5EncoderModel(transformers.T5Config(**T5)))
+    vae = VAE | {"latent_channels": 4, "use_quant_conv": False, "use_post_quant_conv": False, "shift_factor": 0.1}
+    _save(root / "vae", diffusers.AutoencoderKL(**vae))
+    diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(root / "scheduler")
+    for name in ("tokenizer", "tokenizer_2"):
+        _tokenizer().save_pretrained(root / name)
+    _index(root, "FluxPipeline", {
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"], "text_encoder_2": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+        "tokenizer_2": ["transformers", "PreTrainedTokenizerFast"],
+        "transformer": ["diffusers", "FluxTransformer2DModel"], "vae": ["diffusers", "AutoencoderKL"],
+        "image_encoder": [None, None], "feature_extractor": [None, None],
+    })  # fmt: skip
+    _generation(root, {"max_sequence_length": 12, "true_cfg_scale": 2.0, "negative_prompt": ""})
+    return root
+
+
+def stable_diffusion(root: Path) -> Path:
+    """A StableDiffusionPipeline directory."""
+    torch.manual_seed(1)
+    _save(root / "unet", diffusers.UNet2DConditionModel(**UNET))
+    _save(root / "text_encoder", transformers.CLIPTextModel(transformers.CLIPTextConfig(**CLIP)))
+    _save(root / "vae", diffusers.AutoencoderKL(**VAE, latent_channels=4))
+    diffusers.DDIMScheduler(clip_sample=False, steps_offset=1).save_pretrained(root / "scheduler")
+    _tokenizer().save_pretrained(root / "tokenizer")
+    _index(root, "StableDiffusionPipeline", {
+        "scheduler": ["diffusers", "DDIMScheduler"], "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "PreTrainedTokenizerFast"], "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"], "safety_checker": [None, None], "feature_extractor": [None, None],
+    })  # fmt: skip
+    _generation(root, {"guidance_scale": 3.0, "negative_prompt": ""})
+    return root
+
+
+def stable_diffusion_xl(root: Path) -> Path:
+    """A StableDiffusionXLPipeline directory without tokenizers: its graphs are tested, not its pictures."""
+    torch.manual_seed(2)
+    _save(root / "unet", diffusers.UNet2DConditionModel(**UNET_XL))
+    config = transformers.CLIPTextConfig(**CLIP)
+    _save(root / "text_encoder", transformers.CLIPTextModel(config))
+    _save(root / "text_encoder_2", transformers.CLIPTextModelWithProjection(config))
+    _save(root / "vae", diffusers.AutoencoderKL(**VAE, latent_channels=4, force_upcast=True))
+    _index(root, "StableDiffusionXLPipeline", {
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
+    })  # fmt: skip
+    return root
+
+
+def _save(folder: Path, module: Any) -> None:
+    """Weights that differ from the initial ones everywhere, biases and norms included, in float16."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.02)
+    module.half().save_pretrained(folder, safe_serialization=True)
+    config = folder / "config.json"
+    values = json.loads(config.read_text())
+    if "dtype" in values:  # else the text encoders would load as float16 beside float32 modules
+        config.write_text(json.dumps(values | {"dtype": "float32"}))
+
+
+def _tokenizer() -> Any:
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unknown>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A <end>", special_tokens=[("<end>", 1)])
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>", unk_token="<unknown>", model_max_length=12
+    )
+
+
+def _index(root: Path, cls: str, modules: dict[str, Any]) -> None:
+    (root / "model_index.json").write_text(json.dumps({"_class_name": cls, "_diffusers_version": "0.35.0"} | modules))
+
+
+def _generation(root: Path, extra: dict[str, Any]) -> None:
+    call = {"height": 32, "width": 32, "num_inference_steps": 3}
+    (root / "generation.json").write_text(json.dumps(call | extra))

@@ -1,0 +1,215 @@
+"""Exported graphs: equal to torch, names kept, nothing of the machine in them, the same bytes every time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from artifact.errors import UserError
+from artifact.store import Store
+from export.check import ExportDiffers, check_against_torch
+from export.components import components
+from export.fake_module import fake_module
+from export.graph import export_graph, write_graph
+from export.graph_cache import graph_bytes, graph_key, load_prepared, prepared
+from export.source import open_source
+from export.tidy import SCOPE
+from export.weights import bind_weights, weight_values
+
+ROOT = Path(__file__).parents[2]
+CASES = [
+    *(("flux", name) for name in ("text_encoder", "text_encoder_2", "transformer", "vae_decoder", "vae_encoder")),
+    *(("sd", name) for name in ("unet", "vae_decoder")),
+    *(("sdxl", name) for name in ("text_encoder_2", "unet")),
+]
+BOTH = [(*case, dtype) for case in CASES for dtype in ("float32", "float16") if case != ("sd", "vae_decoder")]
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory) -> Store:
+    """Shared, so that each graph is exported once."""
+    return Store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="session")
+def graph(request, store):
+    """(source name, component name, dtype) → (source, component, graph)."""
+
+    def get(source_name: str, name: str, dtype: str = "float32"):
+        source = request.getfixturevalue(source_name)
+        component = next(c for c in components(source) if c.name == name)
+        return source, component, prepared(source, component, dtype, store)
+
+    return get
+
+
+@pytest.mark.parametrize(("source_name", "name", "dtype"), [*BOTH, ("sd", "vae_decoder", "float32")])
+def test_the_graph_equals_torch_at_other_shapes(graph, tmp_path, source_name, name, dtype):
+    source, component, model = graph(source_name, name, dtype)
+    write_graph(model, tmp_path / "model.onnx")
+    rows = check_against_torch(tmp_path / "model.onnx", source, component, dtype)
+    assert len(rows) == len(component.row.outputs) * 2
+    exported = component.row.inputs(component.config, component.row.export_shapes, torch.float32, torch.Generator())
+    assert all(row["shapes"] != {k: list(v.shape) for k, v in exported.items()} for row in rows)
+    assert max(r["max_abs"] for r in rows) > 0.1
+
+
+@pytest.mark.parametrize(("source_name", "name"), CASES)
+def test_every_parameter_of_a_linear_is_an_initializer_of_its_own_name(graph, source_name, name):
+    _, component, model = graph(source_name, name)
+    module, _ = fake_module(component, "float32")
+    for path, child in module.named_modules():
+        if isinstance(child, torch.nn.Linear):
+            users = [use.node for use in model.graph.initializers[f"{path}.weight"].uses()]
+            assert [n.op_type for n in users] in (["Transpose"], ["Gemm"]), path
+            if users[0].op_type == "Transpose":
+                assert {u.node.op_type for u in users[0].outputs[0].uses()} == {"MatMul"}, path
+                assert all(u.idx == 1 for u in users[0].outputs[0].uses())
+            assert users[0].metadata_props[SCOPE] == path
+            assert child.bias is None or f"{path}.bias" in model.graph.initializers
+    assert {v.name for v in weight_values(model)} <= {n for n, _ in module.named_parameters(remove_duplicate=False)}
+
+
+@pytest.mark.parametrize(("source_name", "name"), CASES)
+def test_inputs_outputs_and_sizes_are_named(graph, source_name, name):
+    _, component, model = graph(source_name, name)
+    axes = component.row.axes(component.config)
+    values = (*model.graph.inputs, *model.graph.outputs)
+    assert [v.name for v in model.graph.outputs] == list(component.row.outputs)
+    assert {v.name for v in values} == set(axes)
+    for value in values:
+        for size, expected in zip(value.shape, axes[value.name], strict=True):
+            assert isinstance(size, int) if expected is None else size == ir.SymbolicDim(expected)
+    assert model.opset_imports[""] <= 20 and model.ir_version <= 10
+
+
+@pytest.mark.parametrize(("source_name", "name"), CASES)
+def test_nothing_of_the_machine_is_in_the_bytes(graph, source_name, name):
+    _, _, model = graph(source_name, name)
+    data = graph_bytes(model)
+    for trace in (str(ROOT), str(Path.home()), sys.prefix, os.getcwd(), ".py", "site-packages", "pkg.torch", "/"):
+        assert trace.encode() not in data, trace
+    assert {k for n in model.graph.all_nodes() for k in n.metadata_props} <= {SCOPE}
+
+
+@pytest.mark.parametrize(("source_name", "name"), CASES)
+def test_no_double_and_no_cast_like_which_tensorrt_lacks(graph, source_name, name):
+    _, _, model = graph(source_name, name)
+    assert {n.op_type for n in model.graph.all_nodes()}.isdisjoint({"CastLike", "SequenceAt", "SplitToSequence"})
+    doubles = [o.name for n in model.graph.all_nodes() for o in n.outputs if o.dtype == ir.DataType.DOUBLE]
+    assert doubles == []
+
+
+def test_weights_are_references_into_the_source_and_hold_nothing(graph):
+    source, component, model = graph("flux", "transformer", "float16")
+    expected = load_file(source.weights(component.module).files[0])
+    values = weight_values(model)
+    assert {v.name for v in values} == set(expected)
+    for value in values:
+        assert isinstance(value.const_value, ir.ExternalTensor)
+        assert np.array_equal(value.const_value.numpy(), expected[value.name])
+
+
+def test_weights_of_another_dtype_are_converted_when_read(graph):
+    _, _, model = graph("flux", "text_encoder_2", "float16")
+    kinds = {v.name: type(v.const_value) for v in weight_values(model)}
+    islands = {n for n, kind in kinds.items() if kind is ir.LazyTensor}
+    assert islands == {f"encoder.block.{i}.layer.1.DenseReluDense.wo.weight" for i in (0, 1)}
+    assert all(model.graph.initializers[n].const_value.numpy().dtype == np.float32 for n in islands)
+
+
+def test_exporting_again_gives_the_same_bytes(graph):
+    _, component, model = graph("flux", "text_encoder_2")
+    assert graph_bytes(export_graph(component, "float32")) == graph_bytes(model)
+
+
+def test_another_process_with_another_hash_seed_gives_the_same_bytes(graph):
+    source, _, _ = graph("flux", "transformer")
+    names = ["text_encoder", "transformer"]
+    script = f"""
+import hashlib
+from export.source import open_source
+from export.components import components
+from export.graph import export_graph
+from export.graph_cache import graph_bytes
+for c in components(open_source({str(source.root)!r})):
+    if c.name in {names!r}:
+        print(c.name, hashlib.sha256(graph_bytes(export_graph(c, "float32"))).hexdigest())
+"""
+    environment = os.environ | {"PYTHONHASHSEED": "4711", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd="/", env=environment, capture_output=True, text=True, check=True
+    )
+    expected = {n: hashlib.sha256(graph_bytes(graph("flux", n)[2])).hexdigest() for n in names}
+    assert dict(line.split() for line in done.stdout.splitlines()) == expected
+
+
+def test_the_store_returns_the_graph_unbound_and_without_paths(graph, store):
+    source, component, model = graph("flux", "vae_decoder")
+    stored = load_prepared(store, graph_key(component, "float32"))
+    assert stored is not None
+    assert {v.const_value.location for v in weight_values(stored)} == {"weights"}
+    assert graph_bytes(bind_weights(stored, source, component)) == graph_bytes(model)
+
+
+def test_the_key_tells_dtype_and_config_apart(flux):
+    one, two = [c for c in components(flux) if c.module == "vae"]
+    assert len({graph_key(one, "float32"), graph_key(one, "float16"), graph_key(two, "float32")}) == 3
+
+
+def test_config_and_weights_of_two_models_are_refused(copy):
+    config = json.loads((copy / "text_encoder_2/config.json").read_text())
+    (copy / "text_encoder_2/config.json").write_text(json.dumps(config | {"d_ff": 96}))
+    source = open_source(str(copy))
+    component = next(c for c in components(source) if c.name == "text_encoder_2")
+    with pytest.raises(UserError, match="not of one model"):
+        bind_weights(export_graph(component, "float32"), source, component)
+
+
+def test_a_lacking_weight_is_named(graph, copy):
+    _, _, model = graph("flux", "vae_decoder")
+    file = copy / "vae/diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    del tensors["decoder.conv_in.weight"]
+    save_file(tensors, file)
+    source = open_source(str(copy))
+    component = next(c for c in components(source) if c.name == "vae_decoder")
+    with pytest.raises(UserError, match="decoder.conv_in.weight"):
+        bind_weights(model.clone(), source, component)
+
+
+def test_attention_names_of_old_files_are_found(graph, sd, tmp_path):
+    _, component, model = graph("sd", "vae_decoder")
+    root = shutil.copytree(sd.root, tmp_path / "old")
+    file = root / "vae/diffusion_pytorch_model.safetensors"
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    tensors = load_file(file)
+    for name in list(tensors):
+        for new, before in old.items():
+            if ".attentions." in name and f".{new}." in name:
+                tensors[name.replace(new, before)] = tensors.pop(name)
+    save_file(tensors, file)
+    bound = bind_weights(model.clone(), open_source(str(root)), component)
+    for one, two in zip(weight_values(bound), weight_values(model), strict=True):
+        assert np.array_equal(one.const_value.numpy(), two.const_value.numpy())
+
+
+def test_a_wrong_graph_is_caught_and_named(graph, tmp_path):
+    source, component, model = graph("flux", "text_encoder_2")
+    model = model.clone()
+    value = model.graph.initializers["encoder.final_layer_norm.weight"]
+    value.const_value = ir.tensor(value.const_value.numpy() * np.float32(1.01), name=value.name)
+    write_graph(model, tmp_path / "model.onnx")
+    with pytest.raises(ExportDiffers, match="text_encoder_2.*last_hidden_state.*float32"):
+        check_against_torch(tmp_path / "model.onnx", source, component, "float32")

@@ -1,0 +1,12 @@
+"""One thread throughout, as in the solver: two that wait for each other on a busy machine are many times slower."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def single_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
