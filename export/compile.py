@@ -92,7 +92,7 @@ def compile_model(options: Options, stages: Stages) -> tuple[Artifact, dict[str,
         checks = _check(build, models)
         folders = _copy_folders(build)
         skipped = _skipped(target)
-        content = {
+        content: dict[str, Any] = {
             "name": out.name,
             "pipeline": source.pipeline,
             "source": {"model": Path(source.name).name, "sha256": source.sha256},

@@ -46,7 +46,8 @@ def make_references(
         key = _key(source, pipe, prompts[part], seeds[part])
         stored = store.get_arrays(key)
         if stored is None:
-            arrays = _draw(source, pipe, prompts[part], seeds[part], within(progress, part, len(prompts), "drawing references"))
+            steps = within(progress, part, len(prompts), "drawing references")
+            arrays = _draw(source, pipe, prompts[part], seeds[part], steps)
             store.put_arrays(key, arrays, {})
         else:
             arrays = stored[0]

@@ -148,7 +148,8 @@ def _locate(model: str) -> Path:
         )
     if hub.HUB_ID.fullmatch(model) and not model.startswith("."):
         return hub.download(model)
-    raise UserError(f"There is no model {model!r}; {nearest(model, bundled_names())} A directory or a hub id also does.")
+    known = nearest(model, bundled_names()) if bundled_names() else "no model is bundled."
+    raise UserError(f"There is no model {model!r}; {known} A directory or a hub id also does.")
 
 
 def _generation(root: Path, index: dict[str, Any]) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def _ends(anchor: ir.Node) -> Iterator[ir.Value]:
     """The CastLike outputs reached from the anchor, nearest first: one of them is y."""
     frontier, seen = [anchor.outputs[0]], set()
     for _ in range(12):  # Transpose, MatMul, Add, Add, activation (2), CastLike
-        following = []
+        following: list[ir.Value] = []
         for value in frontier:
             for node in (use.node for use in value.uses()):
                 if node not in seen:

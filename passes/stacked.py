@@ -19,17 +19,17 @@ def lazy(name: str, dtype: ir.DataType, shape: Sequence[int], make: object) -> i
 
 def stack(name: str, parts: Sequence[ir.TensorProtocol]) -> ir.LazyTensor:
     """The parts, [N_i, K] or [N_i], one under the other."""
-    shape = [sum(int(p.shape[0]) for p in parts), *(int(d) for d in list(parts[0].shape)[1:])]  # type: ignore[arg-type]
+    shapes = [p.shape.numpy() for p in parts]
+    shape = [sum(s[0] for s in shapes), *shapes[0][1:]]
     return lazy(name, parts[0].dtype, shape, lambda: np.concatenate([p.numpy() for p in parts]))
 
 
 def columns(name: str, part: ir.TensorProtocol, start: int, stop: int) -> ir.LazyTensor:
     """Columns start..stop of a weight [N, K]."""
-    rows = int(part.shape[0])  # type: ignore[arg-type]
-    return lazy(name, part.dtype, [rows, stop - start], lambda: np.ascontiguousarray(part.numpy()[:, start:stop]))
+    return lazy(name, part.dtype, [part.shape.numpy()[0], stop - start], lambda: np.ascontiguousarray(part.numpy()[:, start:stop]))
 
 
-def zeros(name: str, dtype: ir.DataType, n: int) -> ir.Tensor:
+def zeros(name: str, dtype: ir.DataType, n: int) -> ir.TensorProtocol:
     """A bias of n zeros."""
     return ir.tensor(np.zeros(n, dtype.numpy()), dtype=dtype, name=name)
 

@@ -31,9 +31,9 @@ class VerifyGraph(ir.passes.InPlacePass):
             if value.const_value is None:
                 raise ValueError(f"initializer {value.name} has no data")
         for node in graph:
-            for value in node.inputs:
-                if value is not None and value not in known:
-                    raise ValueError(f"{node.name} ({node.op_type}) reads {value.name}, which nothing produces before it")
+            for read in node.inputs:
+                if read is not None and read not in known:
+                    raise ValueError(f"{node.name} ({node.op_type}) reads {read.name}, which nothing produces before it")
             known.update(node.outputs)
             for name in (f"node {node.name}", *(f"value {o.name}" for o in node.outputs)):
                 if name in names or name.endswith((" ", "None")):

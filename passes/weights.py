@@ -14,7 +14,8 @@ from passes.layers import Layer
 class Stored(Protocol):
     """A tensor somewhere in a file."""
 
-    shape: tuple[int, ...]
+    @property
+    def shape(self) -> tuple[int, ...]: ...
 
     def read(self) -> np.ndarray: ...
 

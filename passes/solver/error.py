@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 
@@ -13,6 +11,9 @@ from passes.solver.recipe import Recipe
 from passes.solver.solved import SolvedLayer
 
 Factors = tuple[torch.Tensor, torch.Tensor]
+
+#: Output rows that are compared at a time: [samples, BLOCK] stays small, whatever the layer.
+BLOCK = 1024
 
 
 class Judge:
@@ -31,7 +32,6 @@ class Judge:
                 activation_values(samples, inv_smooth, recipe.variant(), problem.t)
                 - recipe.act_shift * inv_smooth
             )
-            self.wanted = samples @ problem.weight.T
 
     def residual(self, factors: Factors | None) -> torch.Tensor:
         """What the rounded factors leave of the smoothed weight for 4 bits, [N, K], a new tensor."""
@@ -46,14 +46,14 @@ class Judge:
         if samples is None:
             residual = values.clone()
             round_weight(values, recipe.group_size, recipe.clip, t)
-            return float(((residual - values) * self.inv_smooth).square().sum(dtype=torch.float64))
+            return squares((residual - values) * self.inv_smooth)
         round_weight(values, recipe.group_size, recipe.clip, t)
         y = self.acts @ values.T
         if factors is not None:
             down, up = factors
             y.addmm_(t.rounded(samples @ down), up)
-        squares = float((self.wanted - y).square().sum(dtype=torch.float64))
-        return squares if squares == squares else float("inf")
+        found = squares(self.problem.wanted - y)
+        return found if found == found else float("inf")
 
 
 def output_error(
@@ -73,22 +73,28 @@ def output_error(
 
 def relative_error(problem: Problem, solved: SolvedLayer) -> float:
     """`output_error` of a checked problem."""
-    recipe, t = problem.recipe, problem.t
-    inv_smooth, down, up, wscale, bias = (
+    recipe, t, x = problem.recipe, problem.t, problem.samples
+    inv_smooth, down, up, scales, bias = (
         torch.from_numpy(a.astype(np.float32)).clone()
         for a in (solved.inv_smooth, solved.down, solved.up, solved.wscale, solved.bias)
     )
-    values = weight_values(torch.from_numpy(solved.qweight).clone(), wscale, recipe.group_size)
-    if problem.samples is None:
-        whole = torch.addmm(values * inv_smooth, up.T, down.T)
-        return _relative(problem.weight, whole)
-    y = activation_values(problem.samples, inv_smooth, recipe.variant(), t) @ values.T
-    if down.shape[1]:
-        y.addmm_(t.rounded(problem.samples @ down), up)
-    return _relative(torch.addmm(problem.bias, problem.samples, problem.weight.T), t.rounded(y + bias))
+    codes = torch.from_numpy(solved.qweight).clone()
+    if x is not None:
+        acts, hidden = activation_values(x, inv_smooth, recipe.variant(), t), t.rounded(x @ down)
+    reference = difference = 0.0
+    for start in range(0, codes.shape[0], BLOCK):
+        rows = slice(start, start + BLOCK)
+        values, weight = weight_values(codes[rows], scales[rows], recipe.group_size), problem.weight[rows]
+        if x is None:
+            wanted, got = weight, torch.addmm(values * inv_smooth, up[:, rows].T, down.T)
+        else:
+            wanted = torch.addmm(problem.bias[rows], x, weight.T)
+            got = t.rounded(torch.addmm(acts @ values.T, hidden, up[:, rows]) + bias[rows])
+        reference += squares(wanted)
+        difference += squares(wanted - got)
+    return float((difference / reference) ** 0.5 if reference else difference > 0)
 
 
-def _relative(wanted: torch.Tensor, got: torch.Tensor) -> float:
-    norm: Callable[[torch.Tensor], float] = lambda a: float(a.square().sum(dtype=torch.float64)) ** 0.5  # noqa: E731
-    reference, difference = norm(wanted), norm(wanted - got)
-    return difference / reference if reference else float(difference > 0)
+def squares(values: torch.Tensor) -> float:
+    """Sum of squares of [rows, columns]: float32 within a row, where its error averages out, float64 across."""
+    return float(values.square().sum(1).double().sum())

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from passes.solver import smoothing
-from passes.solver.error import Judge, relative_error
-from passes.solver.lowrank import LowRank, branch_factors, random_basis, truncated_svd
+from passes.solver.error import Factors, Judge, relative_error
+from passes.solver.lowrank import LowRank, branch_factors, channel_weights, random_basis, truncated_svd
 from passes.solver.problem import Problem, check, one_thread
 from passes.solver.quantise import weight_codes, weight_values
 from passes.solver.recipe import Recipe
@@ -17,11 +17,8 @@ from passes.solver.refine import refine
 from passes.solver.solved import SolvedLayer
 from plugins.svdq_linear.spec import padded_rank
 
-#: Rounds of refinement are compared on this many output rows and tokens.
-ROWS, TOKENS = 512, 128
-
 #: Power iterations of the first SVD. Refinement sharpens it further; without refinement it has to be good by itself.
-POWER, POWER_ALONE = 1, 4
+POWER, POWER_ALONE = 2, 4
 
 
 def solve_layer(
@@ -36,38 +33,52 @@ def solve_layer(
     """
     with one_thread():
         problem = check(weight, bias, samples, recipe)
-        strength, inv_smooth = smoothing.choose(problem)
-        judge = Judge(replace(problem, samples=None), inv_smooth)
-        rounds, factors = 0, None
-        if recipe.rank:
-            low, rounds = _branch(problem, judge.smoothed, inv_smooth)
-            factors = branch_factors(low, inv_smooth, problem.samples, problem.t)
-        solved = _assemble(problem, inv_smooth, factors, judge.residual(factors))
+        branch = _Branch(problem) if recipe.rank else None
+        strength, inv_smooth = smoothing.choose(problem, branch.factors() if branch else None)
+        rounds = branch.refine(inv_smooth) if branch else 0
+        factors = branch.factors() if branch else None
+        residual = Judge(replace(problem, samples=None), inv_smooth).residual(factors)
+        solved = _assemble(problem, inv_smooth, factors, residual)
         solved = replace(solved, alpha=strength.alpha, beta=strength.beta, rounds=rounds)
         return replace(solved, error=relative_error(problem, solved))
 
 
-def _branch(problem: Problem, smoothed: torch.Tensor, inv_smooth: torch.Tensor) -> tuple[LowRank, int]:
-    recipe, (outputs, channels) = problem.recipe, problem.weight.shape
-    basis = random_basis(channels, recipe.rank, min(outputs, channels), recipe.seed)
-    low = truncated_svd(smoothed, recipe.rank, basis, POWER if recipe.refine else POWER_ALONE)
-    if not recipe.refine:
-        return low, 0
-    part = problem.part(ROWS, TOKENS)
-    rows = torch.arange(part.weight.shape[0]) * outputs // part.weight.shape[0]
-    judge = Judge(part, inv_smooth)
+class _Branch:
+    """The low-rank branch of a layer: first that of the weight, then refined for one smoothing."""
 
-    def score(candidate: LowRank) -> float:
-        whole = branch_factors(candidate, inv_smooth, problem.samples, problem.t)
-        return judge.score((whole[0], whole[1][:, rows].contiguous()))
+    def __init__(self, problem: Problem) -> None:
+        recipe, (outputs, channels) = problem.recipe, problem.weight.shape
+        self.problem, self.weights = problem, channel_weights(problem.samples, channels)
+        basis = random_basis(channels, recipe.rank, min(outputs, channels), recipe.seed)
+        power = POWER if recipe.refine else POWER_ALONE
+        self.low = truncated_svd(problem.weight, recipe.rank, basis, power, self.weights)
 
-    return refine(smoothed, low, recipe.refine, recipe.group_size, problem.t, score)
+    def factors(self) -> Factors:
+        return branch_factors(self.low, self.weights, self.problem.samples, self.problem.t)
+
+    def refine(self, inv_smooth: torch.Tensor) -> int:
+        """Refine for this smoothing; returns the number of rounds that were kept."""
+        problem, recipe = self.problem, self.problem.recipe
+        if not recipe.refine:
+            return 0
+        part, rows = problem.part()
+        judge = Judge(part, inv_smooth)
+
+        def score(candidate: LowRank) -> float:
+            down, up = branch_factors(candidate, self.weights, problem.samples, problem.t)
+            return judge.score((down, up[:, rows].contiguous()))
+
+        smoothed, weights = problem.weight / inv_smooth, self.weights * inv_smooth
+        self.low, rounds = refine(
+            smoothed, weights, self.low, recipe.refine, recipe.group_size, problem.t, score
+        )
+        return rounds
 
 
 def _assemble(
     problem: Problem,
     inv_smooth: torch.Tensor,
-    factors: tuple[torch.Tensor, torch.Tensor] | None,
+    factors: Factors | None,
     residual: torch.Tensor,
 ) -> SolvedLayer:
     recipe, t = problem.recipe, problem.t

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 
 from passes.solver.element import ELEMENT_TYPES, ElementType
 from passes.solver.recipe import Recipe
+
+
+#: Candidates are compared on this many samples, and on as many output rows as have about PART_NUMBERS weights
+#: (memory that the C library would hand back and clear again for every candidate is slow), within these bounds.
+PART_TOKENS = 128
+PART_NUMBERS = 1 << 21
+PART_ROWS = (256, 512)
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,13 +35,19 @@ class Problem:
     def t(self) -> ElementType:
         return ELEMENT_TYPES[self.recipe.dtype]
 
-    def part(self, rows: int, tokens: int) -> Problem:
-        """At most `rows` output rows and `tokens` samples, evenly spaced: enough to compare candidates."""
-        picked = _evenly(self.weight.shape[0], rows)
-        samples = (
-            None if self.samples is None else self.samples[_evenly(self.samples.shape[0], tokens)].clone()
-        )
-        return replace(self, weight=self.weight[picked].clone(), bias=self.bias[picked], samples=samples)
+    @cached_property
+    def wanted(self) -> torch.Tensor:
+        """X·Wᵀ float32 [S, N], what the layer should compute short of its bias; raises ValueError without samples."""
+        if self.samples is None:
+            raise ValueError("a layer without samples has no output to compare with")
+        return self.samples @ self.weight.T
+
+    def part(self) -> tuple[Problem, torch.Tensor]:
+        """Evenly spaced output rows and samples, enough to compare candidates by; and which rows they are."""
+        outputs, channels = self.weight.shape
+        rows = _evenly(outputs, max(PART_ROWS[0], min(PART_ROWS[1], PART_NUMBERS // channels)))
+        samples = None if self.samples is None else self.samples[_evenly(self.samples.shape[0], PART_TOKENS)]
+        return replace(self, weight=self.weight[rows], bias=self.bias[rows], samples=samples), rows
 
 
 def check(weight: np.ndarray, bias: np.ndarray | None, samples: np.ndarray | None, recipe: Recipe) -> Problem:
@@ -81,7 +96,14 @@ def one_thread() -> Iterator[None]:
 def _float32(name: str, values: np.ndarray) -> torch.Tensor:
     """A copy in memory that torch aligned, because alignment, too, changes the order of sums."""
     copy = torch.empty(values.shape, dtype=torch.float32)
-    copy.numpy()[...] = values
+    if values.dtype == np.float16:
+        with warnings.catch_warnings():  # it says that a mapped file cannot be written to; nobody does
+            warnings.simplefilter("ignore")
+            copy.copy_(
+                torch.from_numpy(np.ascontiguousarray(values))
+            )  # ten times faster than numpy's conversion
+    else:
+        copy.numpy()[...] = values
     if not bool(torch.isfinite(copy.sum())):  # one pass; the exact place is looked for only when there is one
         bad = (~torch.isfinite(copy)).nonzero()
         if len(bad):

@@ -22,6 +22,7 @@ BLOCK = 1 << 18
 
 def refine(
     smoothed: torch.Tensor,
+    weights: torch.Tensor,
     low: LowRank,
     rounds: int,
     group: int,
@@ -30,13 +31,15 @@ def refine(
 ) -> tuple[LowRank, int]:
     """The best L of at most `rounds` rounds by `score` (squared output error), and in which round it was found.
 
-    smoothed is the smoothed weight, float32 [N, K]. One round costs one pass of quantisation and two products with a
-    thin matrix: each SVD starts from the last one's right singular vectors, and one step from there is enough.
+    smoothed is the smoothed weight, float32 [N, K], weights [K] those of its channels in the SVD. One round costs
+    one pass of quantisation and two products with a thin matrix: each SVD starts from the last one's right singular
+    vectors, and one step from there is enough.
     """
     best, best_score, best_round = low, score(low), 0
     target = torch.empty_like(smoothed)
     for number in range(1, rounds + 1):
-        low = project(target, fill_target(smoothed, low, group, t, target), low.left.shape[1])
+        image = fill_target(smoothed, weights, low, group, t, target)
+        low = project(target, image, low.left.shape[1], weights)
         found = score(low)
         # Errors are compared, scores are their squares.
         gained = best_score > 0 and (found / best_score) ** 0.5 <= 1 - LEAST_GAIN
@@ -48,18 +51,24 @@ def refine(
 
 
 def fill_target(
-    smoothed: torch.Tensor, low: LowRank, group: int, t: ElementType, target: torch.Tensor
+    smoothed: torch.Tensor,
+    weights: torch.Tensor,
+    low: LowRank,
+    group: int,
+    t: ElementType,
+    target: torch.Tensor,
 ) -> torch.Tensor:
-    """Fills target = L + STEP · (W - Q(W - L) - L), [N, K], and returns target · basis, [N, p]."""
+    """Fills target = L + STEP · (W - Q(W - L) - L), [N, K], and returns its product with the weighted basis, [N, p]."""
     rows, channels = smoothed.shape
     height = max(16, BLOCK // channels)
-    image = torch.empty(rows, low.basis.shape[1])
+    basis = weights[:, None] * low.basis
+    image = torch.empty(rows, basis.shape[1])
     product = torch.empty(min(height, rows), channels)
-    transposed = low.right.T.contiguous()
+    right = low.right(weights).T.contiguous()
     for start in range(0, rows, height):
         here = slice(start, min(start + height, rows))
         part = product[: here.stop - start]
-        torch.mm(low.left[here], transposed, out=part)
+        torch.mm(low.left[here], right, out=part)
         branch_target(smoothed[here], part, STEP, group, t, target[here])
-        torch.mm(target[here], low.basis, out=image[here])
+        torch.mm(target[here], basis, out=image[here])
     return image

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from passes.solver.error import Judge
-from passes.solver.lowrank import LowRank, branch_factors, random_basis, truncated_svd
+from passes.solver.error import Factors, Judge
 from passes.solver.problem import Problem
 from plugins.svdq_linear.spec import INV_SMOOTH_MAX, INV_SMOOTH_MIN
 
@@ -19,13 +18,6 @@ STEPS = 20
 COARSE = (4, 8, 12, 16)
 #: Half-widths of the finer searches around the best so far: every i next to it is looked at in the end.
 FINER = (2, 1)
-
-#: Candidates are compared on this many output rows and tokens, with one power iteration.
-ROWS, TOKENS, POWER = 512, 128, 1
-
-#: The branch of a candidate is that of the whole layer, found from a sketch of this many rows. The SVD of the few
-#: rows compared would give them a branch of their own, better than any that they get in the end.
-SKETCH = 1024
 
 
 @dataclass(frozen=True)
@@ -73,22 +65,24 @@ def inverse_factors(
     return problem.t.rounded(centred.exp().clamp(INV_SMOOTH_MIN, INV_SMOOTH_MAX))
 
 
-def choose(problem: Problem) -> tuple[Strength, torch.Tensor]:
-    """The candidate with the least output error, from coarse to fine (13 of the 39 are tried), and its inv_smooth [K].
+def choose(problem: Problem, branch: Factors | None) -> tuple[Strength, torch.Tensor]:
+    """The candidate of least output error, from coarse to fine (13 of the 39 are tried), and its inv_smooth [K].
 
-    Without samples, or with smoothing off in the recipe: no smoothing.
+    branch is the layer's unrefined branch, the same for every candidate; None without one. Without samples, or with
+    smoothing off in the recipe: no smoothing.
     """
     if problem.samples is None or not problem.recipe.smooth:
         return NONE, torch.ones(problem.weight.shape[1])
     x_peak, w_peak = peaks(problem)
-    part = problem.part(ROWS, TOKENS)
-    sketch = sketched(problem.weight, problem.recipe.seed)
+    part, rows = problem.part()
+    factors = None if branch is None else (branch[0], branch[1][:, rows].contiguous())
     scores: dict[Strength, float] = {}
 
     def best_of(candidates: list[Strength]) -> Strength:
         for candidate in candidates:
             if candidate not in scores:
-                scores[candidate] = score(part, sketch, inverse_factors(candidate, x_peak, w_peak, problem))
+                inv_smooth = inverse_factors(candidate, x_peak, w_peak, problem)
+                scores[candidate] = Judge(part, inv_smooth).score(factors)
         return min(scores, key=lambda c: scores[c])
 
     best = best_of([NONE, *(Strength(i, balanced) for balanced in (False, True) for i in COARSE)])
@@ -97,31 +91,3 @@ def choose(problem: Problem) -> tuple[Strength, torch.Tensor]:
         near = [Strength(best.step + d, line) for line in lines for d in (-width, width)]
         best = best_of([s for s in near if 0 < s.step < STEPS])
     return best, inverse_factors(best, x_peak, w_peak, problem)
-
-
-def sketched(weight: torch.Tensor, seed: int) -> torch.Tensor:
-    """At most SKETCH random sums of the rows of weight [N, K], each row in one of them with a random sign.
-
-    Sᵀ·S approximates Wᵀ·W (a count sketch; Clarkson and Woodruff 2013), so the right singular vectors are nearly W's.
-    """
-    rows = weight.shape[0]
-    if rows <= SKETCH:
-        return weight
-    signs = torch.randint(0, 2, (rows, 1), generator=torch.Generator().manual_seed(seed)).float() * 2 - 1
-    sketch = torch.zeros(SKETCH, weight.shape[1])
-    for start in range(0, rows, SKETCH):
-        block = weight[start : start + SKETCH]
-        sketch[: len(block)].addcmul_(block, signs[start : start + SKETCH])
-    return sketch
-
-
-def score(part: Problem, sketch: torch.Tensor, inv_smooth: torch.Tensor) -> float:
-    """Output error (squared) of a part of a layer with this smoothing, 4-bit weights and the layer's branch."""
-    judge = Judge(part, inv_smooth)
-    if not part.recipe.rank:
-        return judge.score(None)
-    smoothed = sketch / inv_smooth
-    basis = random_basis(sketch.shape[1], part.recipe.rank, min(sketch.shape), part.recipe.seed)
-    right = truncated_svd(smoothed, part.recipe.rank, basis, POWER).right
-    low = LowRank(left=judge.smoothed @ right, right=right, basis=right)
-    return judge.score(branch_factors(low, inv_smooth, part.samples, part.t))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from artifact.store import Store
+from export.components import components
+from export.graph_cache import prepared
 from export.source import Source, open_source
 from tests.export import models
 
@@ -42,3 +46,22 @@ def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Source:
 def copy(flux_directory: Path, tmp_path: Path) -> Path:
     """A FLUX directory of the test's own."""
     return Path(shutil.copytree(flux_directory, tmp_path / "copy"))
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory) -> Store:
+    """Shared by all tests and by parallel workers, so that each graph is exported once."""
+    root = tmp_path_factory.getbasetemp()
+    return Store((root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "graphs")
+
+
+@pytest.fixture(scope="session")
+def graph(request, store):
+    """(source name, component name, dtype) → (source, component, graph)."""
+
+    def get(source_name: str, name: str, dtype: str = "float32"):
+        source = request.getfixturevalue(source_name)
+        component = next(c for c in components(source) if c.name == name)
+        return source, component, prepared(source, component, dtype, store)
+
+    return get

@@ -11,7 +11,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-WORDS = ["<pad>", "<end>", "<unknown>", *"a red green blue small large circle square cross on above below".split()]
+WORDS = ["<pad>", "<end>", "<unknown>", *["a", "red", "green", "blue", "small", "large", "circle", "square", "cross", "on", "above", "below"]]
 CLIP = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
     "max_position_embeddings": 16, "projection_dim": 32, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0,
@@ -38,6 +38,12 @@ FLUX = {
     "in_channels": 16, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2,
     "joint_attention_dim": 32, "pooled_projection_dim": 32, "axes_dims_rope": (4, 6, 6), "guidance_embeds": False,
 }  # fmt: skip
+
+GRAPHS = [  # (model, component): every kind of graph once
+    *(("flux", name) for name in ("text_encoder", "text_encoder_2", "transformer", "vae_decoder", "vae_encoder")),
+    *(("sd", name) for name in ("unet", "vae_decoder")),
+    *(("sdxl", name) for name in ("text_encoder_2", "unet")),
+]
 
 
 def flux(root: Path, **changes: Any) -> Path:
