@@ -46,7 +46,8 @@ def written_whole(path: Path) -> Iterator[Path]:
             os.fsync(f.fileno())
         os.replace(partial, path)
     except BaseException as e:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         if isinstance(e, OSError):
             raise as_user_error(e, path) from e
         raise
@@ -58,11 +59,17 @@ def as_user_error(error: OSError, path: Path) -> Exception:
         free = shutil.disk_usage(_existing(path)).free
         return UserError(
             f"The disk that holds {path.parent} is full ({free / 2**20:.0f} MiB free): make space or choose another "
-            "--out, then run the same command again; finished steps are kept."
+            "directory, then run the same command again; finished steps are kept."
         )
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-        return UserError(f"Cannot write {path} ({error.strerror}): choose an --out directory that you can write.")
+    if error.errno in _NOT_WRITABLE:
+        return UserError(f"Cannot write {path} ({error.strerror}): choose a place that you can write to.")
     return error
+
+
+_NOT_WRITABLE = {
+    getattr(errno, name)
+    for name in ("EACCES", "EPERM", "EROFS", "ENOTDIR", "EISDIR", "EEXIST", "ENOENT", "ENAMETOOLONG", "ELOOP")
+}
 
 
 def _existing(path: Path) -> Path:

@@ -9,6 +9,8 @@ Layout (`format` 1)::
     target      "cpu", ...
     dtype       T of the graphs: "float16" | "float32"
     versions    {package: version} that made it
+    latents     how the initial latents are laid out (artifact.sampling.LatentRule)
+    pipeline_config  the pipeline's own scalar settings, from model_index.json
     generation  keyword arguments of the pipeline's call that the model wants by default
     presets     names of the presets built, in the order of the request; the first is the default
     components  {name: {"role": "denoiser" | "text_encoder" | "vae_decoder" | "vae_encoder",

@@ -100,6 +100,7 @@ def compile_model(options: Options, stages: Stages) -> tuple[Artifact, dict[str,
             "dtype": options.dtype,
             "versions": {p: version(p) for p in PACKAGES},
             "generation": build.source.generation,
+            "pipeline_config": {k: v for k, v in source.index.items() if not k.startswith("_") and _is_setting(v)},
             "latents": latent_rule(source).to_json(),
             "presets": options.presets,
             "components": _describe(build, graphs, models),
@@ -306,11 +307,17 @@ def _skipped(target: targets.Target) -> list[str]:
     ]
 
 
+def _is_setting(value: Any) -> bool:
+    """Whether an entry of model_index.json is a setting of the pipeline and no module."""
+    return isinstance(value, (bool, int, float, str))
+
+
 def _remove_stale(out: Path, files: Mapping[str, Any]) -> None:
-    """Delete models of presets that an earlier build left and this one does not have."""
+    """Delete what an earlier build left and this one does not have: models of other presets, images of its report."""
     for path in out.glob("*/*.onnx*"):
         if str(path.relative_to(out)) not in files:
             path.unlink()
+    shutil.rmtree(out / "report", ignore_errors=True)
 
 
 def _report(artifact: Artifact, stages: Stages) -> dict[str, Any]:

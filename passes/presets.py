@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 from onnx_ir.passes import Sequential
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from passes.activation import AbsorbActivation
 from passes.branch import LowRankBranch
@@ -45,6 +46,7 @@ def plain_four_bit(policy: Policy, solved: Solved) -> Sequential:
         Int4Qdq(solved),
         AbsorbActivation(solved),
         FuseSvdqLinear(),
+        RemoveUnusedNodesPass(),  # and the 16-bit weights that merging and splitting left behind
         PortableOpset(),
         VerifyGraph(at_least=len(solved)),
     )
@@ -58,6 +60,7 @@ def svdquant(policy: Policy, solved: Solved) -> Sequential:
         Int4Qdq(solved),  # smoothing and 4-bit Q/DQ on the residual weight and on the activation
         AbsorbActivation(solved),
         FuseSvdqLinear(),  # the pattern → one svdq::SvdqLinear node whose function body = the pattern
+        RemoveUnusedNodesPass(),  # and the 16-bit weights that merging and splitting left behind
         PortableOpset(),
         VerifyGraph(at_least=len(solved)),
     )

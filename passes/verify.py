@@ -13,8 +13,9 @@ class VerifyGraph(ir.passes.InPlacePass):
 
     1. Every value that a node reads is produced before it, an input, or an initializer with data.
     2. Names of values and nodes are unique and not empty.
-    3. No INT4 weight outside svdq::SvdqLinear, no SvdqLinear without its function body.
-    4. At least `at_least` SvdqLinear nodes: a preset that must quantise and matched nothing is an error.
+    3. Every initializer is read: a dead one would be written, shipped and loaded.
+    4. No INT4 weight outside svdq::SvdqLinear, no SvdqLinear without its function body.
+    5. At least `at_least` SvdqLinear nodes: a preset that must quantise and matched nothing is an error.
 
     Changes nothing. Raises ValueError naming the node.
     """
@@ -30,6 +31,8 @@ class VerifyGraph(ir.passes.InPlacePass):
         for value in graph.initializers.values():
             if value.const_value is None:
                 raise ValueError(f"initializer {value.name} has no data")
+            if not list(value.uses()) and not value.is_graph_output():
+                raise ValueError(f"initializer {value.name} is read by nothing")
         for node in graph:
             for read in node.inputs:
                 if read is not None and read not in known:

@@ -11,6 +11,7 @@ import numpy as np
 from artifact.store import Store
 from passes.layers import Layer
 
+
 class Stored(Protocol):
     """A tensor somewhere in a file."""
 

@@ -1,7 +1,7 @@
 """The numerics of SVDQuant for one linear layer: arrays in, arrays out, no graph.
 
-`Recipe` and `SolvedLayer` need numpy only. What computes (torch, numba) is imported on first use, so that graph
-passes, which read solved layers, never load it.
+`Recipe` and `SolvedLayer` need numpy only. What computes (torch, numba) is imported on first use, so that
+graph passes, which read solved layers, never load it.
 """
 
 from __future__ import annotations

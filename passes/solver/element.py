@@ -23,7 +23,7 @@ class ElementType:
 
     @property
     def form(self) -> tuple[int, np.float32, np.float32]:
-        """What a loop needs to round float32 to T by itself: bits to drop, smallest normal and largest number."""
+        """What a loop needs to round float32 to T: bits to drop, smallest normal and largest number."""
         info = torch.finfo(self.torch)
         kept = -int(np.log2(info.eps))
         return 23 - kept, np.float32(info.smallest_normal), np.float32(info.max)

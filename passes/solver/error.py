@@ -63,9 +63,10 @@ def output_error(
     samples: np.ndarray | None,
     recipe: Recipe,
 ) -> float:
-    """||y - y_ref|| / ||y_ref|| (Frobenius) of a solved layer, y in T as the op computes it, y_ref = X·Wᵀ + bias.
+    """||y - y_ref|| / ||y_ref|| (Frobenius) of a solved layer: y as the op computes it, y_ref = X·Wᵀ + b.
 
-    weight [N, K], bias [N] and samples [S, K] as for solve_layer; without samples, the relative error of the weight.
+    weight [N, K], bias [N] and samples [S, K] as for solve_layer; without samples, the relative error of the
+    weight.
     """
     with one_thread():
         return relative_error(check(weight, bias, samples, recipe), solved)
@@ -96,5 +97,5 @@ def relative_error(problem: Problem, solved: SolvedLayer) -> float:
 
 
 def squares(values: torch.Tensor) -> float:
-    """Sum of squares of [rows, columns]: float32 within a row, where its error averages out, float64 across."""
+    """Sum of squares of [rows, columns]: float32 within a row, float64 across rows."""
     return float(values.square().sum(1).double().sum())

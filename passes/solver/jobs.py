@@ -34,7 +34,8 @@ class Store(Protocol):
 class Job:
     """One layer to solve. load, picklable, returns (weight [N, K], bias [N] or None, samples [S, K] or None).
 
-    size is the number of weights, by which jobs are ordered; unknown (0), the layer is loaded once more to see it.
+    size is the number of weights, by which jobs are ordered; unknown (0), the layer is loaded once more to
+    see it.
     """
 
     name: str
@@ -51,8 +52,8 @@ def solve_all(
 ) -> dict[str, SolvedLayer]:
     """Solve what the store does not hold yet and return every job's layer by its name, in the jobs' order.
 
-    store and jobs must be picklable. Each worker runs one thread; results do not depend on their number. Holds all
-    results at once: a caller with more layers than memory uses `solve_into`. Raises as it does.
+    store and jobs must be picklable. Each worker runs one thread; results do not depend on their number.
+    Holds all results at once: a caller with more layers than memory uses `solve_into`. Raises as it does.
     """
     solved = {}
     for name, key in solve_into(jobs, store, workers, progress).items():
@@ -70,8 +71,9 @@ def solve_into(
 ) -> dict[str, str]:
     """Like `solve_all`, but leaves the layers in the store and returns their keys by name: bounded memory.
 
-    progress gets one line per finished layer. A killed run loses the layers in flight only. Raises ValueError for
-    two jobs of one name and for a layer that cannot be solved, naming it, and WorkerDied for a killed worker.
+    progress gets one line per finished layer. A killed run loses the layers in flight only. Raises ValueError
+    for two jobs of one name and for a layer that cannot be solved, naming it, and WorkerDied for a killed
+    worker.
     """
     if workers < 1:
         raise ValueError(f"workers is {workers}; it must be at least 1")

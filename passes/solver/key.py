@@ -31,7 +31,7 @@ def solve_key(weight: np.ndarray, bias: np.ndarray | None, samples: np.ndarray |
 
 
 def _numerics() -> dict[str, str]:
-    """Versions, and the instruction set by which MKL and LLVM choose their loops and thereby the order of sums."""
+    """Versions, and the instruction set by which MKL and LLVM choose their loops and so the order of sums."""
     return {
         "version": str(NUMERICS_VERSION),
         "torch": torch.__version__,

@@ -1,4 +1,4 @@
-"""Solving one layer: smoothing, low-rank branch, refinement, 4-bit residual, in this order (arXiv 2411.05007, section 4)."""
+"""Solving one layer: low-rank branch, smoothing, refinement, 4-bit residual (arXiv 2411.05007, section 4)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from passes.solver.refine import refine
 from passes.solver.solved import SolvedLayer
 from plugins.svdq_linear.spec import padded_rank
 
-#: Power iterations of the first SVD. Refinement sharpens it further; without refinement it has to be good by itself.
+#: Power iterations of the first SVD. Refinement sharpens it; without, it has to be good by itself.
 POWER, POWER_ALONE = 2, 4
 
 
@@ -26,10 +26,10 @@ def solve_layer(
 ) -> SolvedLayer:
     """The constants of an SvdqLinear for y = x·Wᵀ + bias.
 
-    weight [N, K], bias [N] or None, samples [S, K] of what the layer sees or None (data-free: no smoothing, errors
-    are the weight's); float16, float32 or bfloat16. The same inputs give the same bits on the same machine, whatever
-    the number of threads. Raises ValueError for shapes that do not fit, a rank above min(N, K) and values that are
-    not finite.
+    weight [N, K], bias [N] or None, samples [S, K] of what the layer sees or None (data-free: no smoothing,
+    errors are the weight's); float16, float32 or bfloat16. The same inputs give the same bits on the same
+    machine, whatever the number of threads. Raises ValueError for shapes that do not fit, a rank above
+    min(N, K) and values that are not finite.
     """
     with one_thread():
         problem = check(weight, bias, samples, recipe)
@@ -85,9 +85,7 @@ def _assemble(
     outputs, channels = problem.weight.shape
     codes, scales = weight_codes(residual, recipe.group_size, recipe.clip, t)
     if not bool(torch.isfinite(t.rounded(scales)).all()):
-        raise ValueError(
-            f"a weight scale reaches {float(scales.max())}, beyond {recipe.dtype}'s {t.largest}; use another dtype"
-        )
+        raise ValueError(f"a weight scale reaches {float(scales.max())}, beyond {recipe.dtype}'s {t.largest}")
     bias = problem.bias
     if recipe.act_shift:
         # Only the quantised path sees x + shift. Its constant part is what the op itself computes from.

@@ -11,9 +11,8 @@ from passes.solver.element import ElementType
 #: Directions carried along beside the wanted ones (Halko, Martinsson and Tropp 2011, section 4: 5 to 10).
 OVERSAMPLING = 8
 
-#: Where x·down of the samples is larger, it is scaled down (and up scaled up): headroom below float16's 65504.
+#: Where x·down of the samples is larger, down shrinks and up grows: headroom below float16's 65504.
 HIDDEN_LIMIT = 4096.0
-
 
 #: A channel that hardly ever carries anything still weighs this part of the average.
 LEAST_WEIGHT = 0.1
@@ -23,9 +22,10 @@ LEAST_WEIGHT = 0.1
 class LowRank:
     """L = left · diag(1 / weights) · basis[:, :r]ᵀ, in the space of the weights that it was found with.
 
-    left [N, r] float32 holds the singular values; basis [K, r + oversampling], orthonormal, are right singular
-    vectors of the weighted matrix. Smoothing scales channels of the weight up and weights down, which leaves the
-    weighted matrix and so left and basis as they are: one LowRank is a branch for every smoothing.
+    left [N, r] float32 holds the singular values; basis [K, r + oversampling], orthonormal, are right
+    singular vectors of the weighted matrix. Smoothing scales channels of the weight up and weights down,
+    which leaves the weighted matrix and so left and basis as they are: one LowRank is a branch for every
+    smoothing.
     """
 
     left: torch.Tensor
@@ -37,11 +37,12 @@ class LowRank:
 
 
 def channel_weights(samples: torch.Tensor | None, channels: int) -> torch.Tensor:
-    """How much an error of the weight's channels shows in the output, float32 [K]: rms of the input; ones without.
+    """How much an error of a channel of the weight shows in the output: rms of the input, float32 [K].
 
-    The branch minimises ||(A - L) · diag(weights)||, the expected output error if channels are uncorrelated. Against
-    the plain SVD of the paper that takes 8 to 15 % off the output error with 8- or 16-bit activations, up to 1 % with
-    4-bit ones, and needs fewer rounds of refinement. Of a smoothed weight the weights are these times inv_smooth.
+    The branch minimises ||(A - L) · diag(weights)||, the expected output error if channels are uncorrelated.
+    Against the plain SVD of the paper that takes 8 to 15 % off the output error with 8- or 16-bit
+    activations, up to 1 % with 4-bit ones, and needs fewer rounds of refinement. Of a smoothed weight the
+    weights are these times inv_smooth. Ones without samples.
     """
     if samples is None:
         return torch.ones(channels)
@@ -61,8 +62,8 @@ def truncated_svd(
 ) -> LowRank:
     """The first `rank` singular triplets of matrix · diag(weights), by randomised subspace iteration.
 
-    matrix [N, K], weights [K]; `basis` [K, >= rank] starts it, and `power` rounds of A·Aᵀ sharpen it: 2 come within
-    0.4 % of the best error of a weight-like matrix, 4 within 0.04 % (Halko et al., algorithm 4.4).
+    matrix [N, K], weights [K]; `basis` [K, >= rank] starts it, and `power` rounds of A·Aᵀ sharpen it: 2 come
+    within 0.4 % of the best error of a weight-like matrix, 4 within 0.04 % (Halko et al., algorithm 4.4).
     """
     squared = weights.square()[:, None]
     image = matrix @ (weights[:, None] * basis)
@@ -72,10 +73,11 @@ def truncated_svd(
 
 
 def project(matrix: torch.Tensor, image: torch.Tensor, rank: int, weights: torch.Tensor) -> LowRank:
-    """The best rank-r approximation of matrix [N, K], channels weighted, whose columns lie in the span of `image`.
+    """The best rank-r approximation of matrix [N, K], channels weighted, with columns in the span of `image`.
 
-    The small SVD that this needs is taken from the eigenvectors of its p x p Gram matrix, in float64: four times
-    faster, and right down to directions 1e-6 of the largest, below which there is nothing in float32 anyway.
+    The small SVD that this needs is taken from the eigenvectors of its p x p Gram matrix, in float64: four
+    times faster, and right down to directions 1e-6 of the largest, below which there is nothing in float32
+    anyway.
     """
     span = orthonormal(image)
     small = ((span.T @ matrix) * weights).double()

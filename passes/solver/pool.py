@@ -1,6 +1,6 @@
 """A process pool for layers: one thread per worker, a task at a time, and nothing left behind when it ends.
 
-The standard library's executor lets running tasks finish on Ctrl-C, and does not say which task killed a worker.
+The standard library's executor lets running tasks finish on Ctrl-C and does not say which task killed it.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ def each(
 ) -> Iterator[tuple[Task, Result]]:
     """Yield (task, function(task)) as they finish; tasks start in the given order on `workers` processes.
 
-    function, tasks and results must be picklable; `preload` is a module worth importing before the workers are forked
-    from one server. The first exception of a task is raised here, with the worker's traceback as its cause. However
-    this generator ends, by an exception, Ctrl-C or being closed, its workers are ended at once.
+    function, tasks and results must be picklable; `preload` is a module worth importing before the workers
+    are forked from one server. The first exception of a task is raised here, with the worker's traceback as
+    its cause. However this generator ends, by an exception, Ctrl-C or being closed, its workers are ended at
+    once.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([preload])

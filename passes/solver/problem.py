@@ -14,9 +14,9 @@ import torch
 from passes.solver.element import ELEMENT_TYPES, ElementType
 from passes.solver.recipe import Recipe
 
-
 #: Candidates are compared on this many samples, and on as many output rows as have about PART_NUMBERS weights
-#: (memory that the C library would hand back and clear again for every candidate is slow), within these bounds.
+#: (memory that the C library would hand back and clear again for every candidate is slow), within these
+#: bounds.
 PART_TOKENS = 128
 PART_NUMBERS = 1 << 21
 PART_ROWS = (256, 512)
@@ -24,7 +24,7 @@ PART_ROWS = (256, 512)
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """weight [N, K], bias [N] and samples [S, K] (or None: data-free) in float32; samples hold values of T."""
+    """weight [N, K], bias [N], samples [S, K] (None: data-free), all float32; samples hold values of T."""
 
     weight: torch.Tensor
     bias: torch.Tensor
@@ -37,7 +37,7 @@ class Problem:
 
     @cached_property
     def wanted(self) -> torch.Tensor:
-        """X·Wᵀ float32 [S, N], what the layer should compute short of its bias; raises ValueError without samples."""
+        """X·Wᵀ float32 [S, N], the layer short of its bias; raises ValueError without samples."""
         if self.samples is None:
             raise ValueError("a layer without samples has no output to compare with")
         return self.samples @ self.weight.T
@@ -53,15 +53,16 @@ class Problem:
 def check(weight: np.ndarray, bias: np.ndarray | None, samples: np.ndarray | None, recipe: Recipe) -> Problem:
     """weight [N, K], bias [N], samples [S, K] of any float type as a Problem.
 
-    Raises ValueError, naming what it saw, for shapes that do not fit, a rank above min(N, K), and values that are
-    not finite or do not fit T.
+    Raises ValueError, naming what it saw, for shapes that do not fit, a rank above min(N, K), and values that
+    are not finite or do not fit T.
     """
     if weight.ndim != 2 or 0 in weight.shape:
         raise ValueError(f"the weight has shape {weight.shape}; it must be [N, K], both at least 1")
     outputs, channels = weight.shape
     if recipe.rank > min(outputs, channels):
         raise ValueError(
-            f"rank is {recipe.rank}, but a weight of shape {(outputs, channels)} has at most {min(outputs, channels)}"
+            f"rank is {recipe.rank}, but a weight of shape {(outputs, channels)} has at most "
+            f"{min(outputs, channels)}"
         )
     if bias is not None and bias.shape != (outputs,):
         raise ValueError(f"the bias has shape {bias.shape}; the weight's {outputs} rows need {(outputs,)}")

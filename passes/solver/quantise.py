@@ -1,8 +1,9 @@
 """The elementwise loops, each one pass over its arrays: quantise, dequantise, take the error.
 
-Compiled with numba: as separate torch operations they are dozens of passes over memory and most of a solver's time.
-What keeps the inner loops in vector registers: maxima are taken over the floats' bits (ordered like integers where
-they are positive, and integer maxima need no NaN rules), and choices are conditional expressions, not min and max.
+Compiled with numba: as separate torch operations they are dozens of passes over memory and most of a solver's
+time. What keeps the inner loops in vector registers: maxima are taken over the floats' bits (ordered like
+integers where they are positive, and integer maxima need no NaN rules), and choices are conditional
+expressions, not min and max.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from passes.solver.element import ElementType
 from plugins.svdq_linear.spec import WEIGHT_QMAX, Variant, group_count
 
 WEIGHT_TOP = np.float32(WEIGHT_QMAX)
-#: With clipping, a group's scale is the best of these times max|w| / 7: its largest weights lose, the others gain.
-#: Five ratios lower the output error by 3 to 5 %; more, or ratios below 0.8, add nothing.
+#: With clipping, a group's scale is the best of these times max|w| / 7: its largest weights lose, the others
+#: gain. Five ratios lower the output error by 3 to 5 %; more, or ratios below 0.8, add nothing.
 CLIP_RATIOS = (1.0, 0.95, 0.9, 0.85, 0.8)
 
 ZERO = np.float32(0)
@@ -30,7 +31,7 @@ SIGN_AND_MAGNITUDE = np.int32(-1)
 
 
 def compiled(signature: str, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Compile for one signature, cached on disk where some directory can be written, else in this process only."""
+    """Compile for one signature, cached on disk where a directory can be written, else in this process."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         settings = {"nogil": True, "error_model": "numpy", **options}
@@ -68,7 +69,7 @@ def _peak(values, mask):  # type: ignore[no-untyped-def]
     return np.int32(peak).view(np.float32)
 
 
-# Only the sum of squares may be re-associated (into vector lanes); rint and the comparisons keep their meaning.
+# Only the sum of squares may be re-associated, into vector lanes; rint and the comparisons are safe.
 @compiled("f4(f4[::1], f4)", fastmath={"reassoc", "nnan", "nsz", "contract"})
 def _squared_error(values, scale):  # type: ignore[no-untyped-def]
     inverse = ONE / scale if scale > ZERO else ZERO
@@ -84,7 +85,7 @@ def _squared_error(values, scale):  # type: ignore[no-untyped-def]
 
 @compiled("f4(f4[::1], b1, i8, f4, f4)")
 def _weight_scale(values, clip, drop, smallest, largest):  # type: ignore[no-untyped-def]
-    """The scale (exact in T) of one group of weights: of its largest, or with clipping of least squared error."""
+    """The scale (exact in T) of a group of weights: its largest / 7, or with clipping of least error."""
     full = _peak(values, MAGNITUDE) / WEIGHT_TOP
     best = round_to(full, drop, smallest, largest)
     if not clip:
@@ -179,14 +180,14 @@ def _activation_values(x, inv_smooth, shift, group, qmin, qmax, drop, smallest, 
 def branch_target(
     weight: torch.Tensor, low_rank: torch.Tensor, step: float, group: int, t: ElementType, out: torch.Tensor
 ) -> None:
-    """out = L + step · (W - Q(W - L) - L), all float32 [rows, K]: what the branch should be; step 1 is W - Q(W - L)."""
+    """out = L + step · (W - Q(W - L) - L), float32 [rows, K]: what the branch should be."""
     _branch_target(weight.numpy(), low_rank.numpy(), np.float32(step), group, True, *t.form, out.numpy())
 
 
 def weight_codes(
     weight: torch.Tensor, group: int, clip: bool, t: ElementType
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Symmetric codes int8 [N, K] in -7..7 and scales float32 [N, groups] exact in T (infinite where T overflows)."""
+    """Codes int8 [N, K] in -7..7 and scales float32 [N, groups], exact in T, infinite where T overflows."""
     codes = torch.empty(weight.shape, dtype=torch.int8)
     scales = torch.empty((weight.shape[0], group_count(weight.shape[1], group)), dtype=torch.float32)
     _weight_codes(weight.numpy(), group, clip, *t.form, codes.numpy(), scales.numpy())
@@ -208,7 +209,7 @@ def weight_values(codes: torch.Tensor, scales: torch.Tensor, group: int) -> torc
 def activation_values(
     x: torch.Tensor, inv_smooth: torch.Tensor, variant: Variant, t: ElementType
 ) -> torch.Tensor:
-    """Q(x̂) of the op as the values its codes stand for, float32 [S, K]; x̂ itself for a weight-only variant."""
+    """Q(x̂) of the op as the values of its codes, float32 [S, K]; x̂ itself for a weight-only variant."""
     shift = np.float32(variant.act_shift)
     if not variant.quantises_activations:
         return (x + float(shift)) * inv_smooth

@@ -46,11 +46,11 @@ class Recipe:
 
     @property
     def clip(self) -> bool:
-        """Weight scales are searched (a group's largest weights may clip), not taken from the largest weight."""
+        """Weight scales are searched (a group's largest may clip), not taken from the largest weight."""
         return self.refine > 0
 
     def variant(self, activation: str = "none") -> Variant:
-        """The op variant that runs a layer solved with this recipe; raises ValueError where the op has none."""
+        """The op variant that runs what this recipe solves; raises ValueError where the op has none."""
         return Variant(
             group_size=self.group_size,
             act_bits=self.act_bits,

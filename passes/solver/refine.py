@@ -10,13 +10,13 @@ from passes.solver.element import ElementType
 from passes.solver.lowrank import LowRank, project
 from passes.solver.quantise import branch_target
 
-#: Each round goes this far from L towards SVD_r(W - Q(W - L)): 1.5 takes two thirds of the rounds that 1 takes.
+#: Each round goes this far from L to SVD_r(W - Q(W - L)): 1.5 takes two thirds of the rounds of 1.
 STEP = 1.5
 
 #: A round that gains less than this part of the error is the last.
 LEAST_GAIN = 1e-3
 
-#: Rows are worked in blocks of about this many numbers, so that W - L is quantised before it leaves the cache.
+#: Rows are worked in blocks of about this many numbers: W - L is quantised before it leaves the cache.
 BLOCK = 1 << 18
 
 
@@ -29,11 +29,11 @@ def refine(
     t: ElementType,
     score: Callable[[LowRank], float],
 ) -> tuple[LowRank, int]:
-    """The best L of at most `rounds` rounds by `score` (squared output error), and in which round it was found.
+    """The best L of at most `rounds` rounds by `score` (squared output error), and the round of it.
 
-    smoothed is the smoothed weight, float32 [N, K], weights [K] those of its channels in the SVD. One round costs
-    one pass of quantisation and two products with a thin matrix: each SVD starts from the last one's right singular
-    vectors, and one step from there is enough.
+    smoothed is the smoothed weight, float32 [N, K], weights [K] those of its channels in the SVD. One round
+    costs one pass of quantisation and two products with a thin matrix: each SVD starts from the last one's
+    right singular vectors, and one step from there is enough.
     """
     best, best_score, best_round = low, score(low), 0
     target = torch.empty_like(smoothed)
@@ -58,7 +58,7 @@ def fill_target(
     t: ElementType,
     target: torch.Tensor,
 ) -> torch.Tensor:
-    """Fills target = L + STEP · (W - Q(W - L) - L), [N, K], and returns its product with the weighted basis, [N, p]."""
+    """Fills target [N, K] = L + STEP · (W - Q(W - L) - L); returns target · weighted basis, [N, p]."""
     rows, channels = smoothed.shape
     height = max(16, BLOCK // channels)
     basis = weights[:, None] * low.basis

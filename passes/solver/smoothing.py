@@ -1,7 +1,7 @@
-"""Smoothing: per-channel factors that move outliers of the activations into the weight, where the branch absorbs them.
+"""Smoothing: per-channel factors that move outliers of the activations into the weight and its branch.
 
-s = max|X|^alpha / max|W|^beta, inv_smooth = 1/s, over the 39 candidates of SVDQuant's own search (DeepCompressor's
-configuration): (0, 0), (alpha, 0) and (alpha, 1 - alpha) for alpha = i/20, i = 1..19.
+s = max|X|^alpha / max|W|^beta, inv_smooth = 1/s, over the 39 candidates of SVDQuant's own search
+(DeepCompressor's configuration): (0, 0), (alpha, 0) and (alpha, 1 - alpha) for alpha = i/20, i = 1..19.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FINER = (2, 1)
 
 @dataclass(frozen=True)
 class Strength:
-    """One candidate: step i of 20 along (alpha, 0) or, balanced, along (alpha, 1 - alpha). Step 0 is no smoothing."""
+    """A candidate: step i of 20 along (alpha, 0) or, balanced, (alpha, 1 - alpha). Step 0: no smoothing."""
 
     step: int
     balanced: bool
@@ -51,8 +51,8 @@ def inverse_factors(
 ) -> torch.Tensor:
     """inv_smooth float32 [K], values of T within the op's bounds.
 
-    Scaled to a geometric mean of 1, which changes no code but keeps clear of the bounds. Channels that are zero in
-    the samples or in the weight are left alone.
+    Scaled to a geometric mean of 1, which changes no code but keeps clear of the bounds. Channels that are
+    zero in the samples or in the weight are left alone.
     """
     if not strength.step:
         return torch.ones_like(x_peak)
@@ -66,10 +66,10 @@ def inverse_factors(
 
 
 def choose(problem: Problem, branch: Factors | None) -> tuple[Strength, torch.Tensor]:
-    """The candidate of least output error, from coarse to fine (13 of the 39 are tried), and its inv_smooth [K].
+    """The candidate of least output error, from coarse to fine (13 of 39 are tried); its inv_smooth [K].
 
-    branch is the layer's unrefined branch, the same for every candidate; None without one. Without samples, or with
-    smoothing off in the recipe: no smoothing.
+    branch is the layer's unrefined branch, the same for every candidate; None without one. Without samples,
+    or with smoothing off in the recipe: no smoothing.
     """
     if problem.samples is None or not problem.recipe.smooth:
         return NONE, torch.ones(problem.weight.shape[1])

@@ -14,10 +14,11 @@ ARRAYS = ("inv_smooth", "down", "up", "qweight", "wscale", "bias")
 class SolvedLayer:
     """Constants of one SvdqLinear, in the op's shapes; T is the recipe's dtype.
 
-    inv_smooth T[K]; down T[K, R] and up T[R, N], R a multiple of 16 (0 = no branch), surplus ranks zero; qweight
-    int8 [N, K] of values -7..7; wscale T[N, ceil(K/G)]; bias T[N], corrected for the shift.
-    error is ||y - y_ref|| / ||y_ref|| (Frobenius) over the samples, y as the op computes it; without samples the
-    relative error of the weight. s = max|X|^alpha / max|W|^beta is the smoothing; rounds of refinement were kept.
+    inv_smooth T[K]; down T[K, R] and up T[R, N], R a multiple of 16 (0 = no branch), surplus ranks zero;
+    qweight int8 [N, K] of values -7..7; wscale T[N, ceil(K/G)]; bias T[N], corrected for the shift. error is
+    ||y - y_ref|| / ||y_ref|| (Frobenius) over the samples, y as the op computes it; without samples the
+    relative error of the weight. s = max|X|^alpha / max|W|^beta is the smoothing; rounds counts
+    those of refinement that were kept.
     """
 
     inv_smooth: np.ndarray

@@ -11,6 +11,7 @@ import pytest
 
 from passes.activation import AbsorbActivation
 from passes.branch import LowRankBranch
+from passes.emit import initializer
 from passes.fuse import FuseSvdqLinear
 from passes.opset import PortableOpset
 from passes.presets import PRESETS, layered
@@ -166,6 +167,19 @@ def test_fusing_refuses_a_pattern_that_differs_and_says_where(solve: Solve) -> N
 def test_verify_refuses_a_preset_that_matched_too_little() -> None:
     with pytest.raises(Exception, match="0 layers were fused where 1"):
         VerifyGraph(at_least=1)(block())
+
+
+def test_verify_refuses_an_initializer_that_nothing_reads() -> None:
+    model = block()
+    initializer(model.graph, "dead.weight", ir.tensor(np.zeros((2, 2), np.float32)))
+    with pytest.raises(Exception, match="dead.weight is read by nothing"):
+        VerifyGraph()(model)
+
+
+def test_no_16_bit_weight_of_a_quantised_layer_stays_behind(solve: Solve) -> None:
+    model = block()
+    model = PRESETS["svdq-int4"].apply(model, BLOCK_POLICY, solve(model, "svdq-int4", "float32"))
+    assert not [n for n in model.graph.initializers if n.endswith(".weight")]
 
 
 def test_verify_refuses_int4_weights_outside_the_op(solve: Solve) -> None:
