@@ -104,5 +104,7 @@ def inside(directory: Path, name: str) -> Path:
     root = Path(directory).resolve()
     path = (root / name).resolve()
     if os.path.isabs(name) or root not in path.parents:
-        raise UserError(f"{name!r} leads out of {directory}: the artifact was tampered with or moved apart; rebuild it.")
+        raise UserError(
+            f"{name!r} leads out of {directory}: the artifact was tampered with or moved apart; rebuild it."
+        )
     return path

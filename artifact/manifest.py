@@ -75,8 +75,10 @@ class Artifact:
             if not path.is_file():
                 raise UserError(f"{self.root / name} is missing: copy the artifact again or rebuild it.")
             if path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:
-                raise UserError(f"{self.root / name} is not the file that was built (its hash differs): "
-                                "copy the artifact again or rebuild it.")
+                raise UserError(
+                    f"{self.root / name} is not the file that was built (its hash differs): "
+                    "copy the artifact again or rebuild it."
+                )
 
     def path(self, name: str) -> Path:
         """Absolute path of a file or folder that the manifest names. Raises UserError where it leads outside."""

@@ -23,9 +23,14 @@ def assemble(artifact: Artifact, sessions: dict[str, Session], image_to_image: b
         name = name.removesuffix("Pipeline") + "Img2ImgPipeline"
     pipeline_class = getattr(diffusers, name, None)
     if not (isinstance(pipeline_class, type) and issubclass(pipeline_class, diffusers.DiffusionPipeline)):
-        raise UserError(f"diffusers {diffusers.__version__} has no {name}: "
-                        + ("this family has no image-to-image." if image_to_image else "install the version that "
-                           "the manifest names."))
+        raise UserError(
+            f"diffusers {diffusers.__version__} has no {name}: "
+            + (
+                "this family has no image-to-image."
+                if image_to_image
+                else "install the version that the manifest names."
+            )
+        )
     given = {**_stand_ins(artifact, sessions), **_folders(artifact), **artifact.manifest.get("pipeline_config", {})}
     given["requires_safety_checker"] = False
     parameters = inspect.signature(pipeline_class).parameters

@@ -96,8 +96,10 @@ class TextEncoder(EngineModule):
             mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
             feeds["attention_mask"] = as_array(mask)
         elif attention_mask is not None and not bool(attention_mask.bool().all()):
-            raise UserError(f"The graph of {self.session.name!r} has no attention_mask, the pipeline wants one: "
-                            "rebuild the artifact.")
+            raise UserError(
+                f"The graph of {self.session.name!r} has no attention_mask, the pipeline wants one: "
+                "rebuild the artifact."
+            )
         values = {k: torch.from_numpy(v) for k, v in self.session.run(feeds).items()}
         hidden = HiddenStates(self.session.name, values) if output_hidden_states else None
         plain = {k: v for k, v in values.items() if k not in _HIDDEN}
@@ -116,8 +118,10 @@ class HiddenStates:
     def __getitem__(self, index: int) -> torch.Tensor:
         if index not in self._layers:
             have = ", ".join(map(str, self._layers)) or "none"
-            raise UserError(f"The graph of {self._name!r} gives hidden states {have}, not {index}: call the pipeline "
-                            "without clip_skip, or rebuild the artifact with this layer.")
+            raise UserError(
+                f"The graph of {self._name!r} gives hidden states {have}, not {index}: call the pipeline "
+                "without clip_skip, or rebuild the artifact with this layer."
+            )
         return self._layers[index]
 
 

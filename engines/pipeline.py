@@ -89,8 +89,13 @@ class EnginePipeline:
     ) -> dict[str, Any]:
         """The keyword arguments of the diffusers call, checked."""
         call = dict(self.generation)
-        wanted = {"num_inference_steps": steps, "height": height, "width": width, "negative_prompt": negative,
-                  self.layout.guidance: guidance}
+        wanted = {
+            "num_inference_steps": steps,
+            "height": height,
+            "width": width,
+            "negative_prompt": negative,
+            self.layout.guidance: guidance,
+        }
         call.update({k: v for k, v in wanted.items() if v is not None})
         for what in ("height", "width"):
             _check_size(what, call[what], self.layout.multiple)
@@ -117,8 +122,10 @@ class EnginePipeline:
             raise UserError(f"strength is {strength}: give more than 0 (keeps the image) and at most 1 (ignores it).")
         steps = min(int(call["num_inference_steps"] * strength), call["num_inference_steps"])
         if steps < 1:
-            raise UserError(f"strength {strength} of {call['num_inference_steps']} steps leaves no step to compute: "
-                            "raise one of them.")
+            raise UserError(
+                f"strength {strength} of {call['num_inference_steps']} steps leaves no step to compute: "
+                "raise one of them."
+            )
         pipe = self.diffusers(image_to_image=True)
         fitted = ImageOps.fit(image.convert("RGB"), (call["width"], call["height"]))
         accepted = inspect.signature(pipe.__call__).parameters
@@ -171,16 +178,18 @@ def choose(artifact: Artifact, preset: str | None) -> str:
     if preset is None:
         return built[0]
     if preset not in built:
-        raise UserError(f"Preset {preset!r} is not in {artifact.root}, which holds {', '.join(built)}: "
-                        + nearest(preset, built))
+        raise UserError(
+            f"Preset {preset!r} is not in {artifact.root}, which holds {', '.join(built)}: " + nearest(preset, built)
+        )
     return preset
 
 
 def _check_size(what: str, pixels: int, multiple: int) -> None:
     if pixels < multiple or pixels % multiple:
         below = max(pixels // multiple, 1) * multiple
-        raise UserError(f"{what} is {pixels} pixels, the model needs a multiple of {multiple}: "
-                        f"give {below} or {below + multiple}.")
+        raise UserError(
+            f"{what} is {pixels} pixels, the model needs a multiple of {multiple}: give {below} or {below + multiple}."
+        )
 
 
 def _seeds(seed: int | Sequence[int], count: int) -> list[int]:

@@ -38,8 +38,9 @@ class References:
             raise UserError(f"{artifact.root} holds no references to compare with: build it again with references.")
         text = json.loads(artifact.path(PROMPTS).read_text(encoding="utf-8"))
         tensors = load_file(artifact.path(TENSORS))
-        return cls(text["prompts"], text["seeds"], text["generation"],
-                   tensors["noise"], tensors["latents"], tensors["images"])
+        return cls(
+            text["prompts"], text["seeds"], text["generation"], tensors["noise"], tensors["latents"], tensors["images"]
+        )
 
     def pictured(self) -> list[int]:
         """Indices of the prompts whose images the report shows: all, or PICTURES of them evenly spread."""

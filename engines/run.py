@@ -54,8 +54,16 @@ def run(
             pipe.diffusers(image_to_image=start_image is not None)  # imports and tokenizers are not the image's time
             start = time.perf_counter()
             drawn = pipe(
-                prompt, image=start_image, strength=strength, steps=steps, seed=seed, height=height, width=width,
-                guidance=guidance, negative_prompt=negative_prompt, progress=progress,
+                prompt,
+                image=start_image,
+                strength=strength,
+                steps=steps,
+                seed=seed,
+                height=height,
+                width=width,
+                guidance=guidance,
+                negative_prompt=negative_prompt,
+                progress=progress,
             )
             seconds = time.perf_counter() - start
             with written_whole(output) as partial:

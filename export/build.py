@@ -51,7 +51,9 @@ def main(
     target: Annotated[str, typer.Option(help="Machine to build for.")] = Options.target,
     out: Annotated[Path | None, typer.Option(help="Artifact directory [default: out/<model>].")] = None,
     rank: Annotated[int | None, typer.Option(help="Rank of the low-rank branch; 0: none [default: 32].")] = None,
-    group_size: Annotated[int | None, typer.Option(help="Channels that share a scale, 64 or 128 [default: 64].")] = None,
+    group_size: Annotated[
+        int | None, typer.Option(help="Channels that share a scale, 64 or 128 [default: 64].")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="Type of the graphs: float16 or float32.")] = Options.dtype,
     prompts: Annotated[Path | None, typer.Option(help="Calibration prompts, one per line, UTF-8.")] = None,
     calibration: Annotated[int, typer.Option(help="How many calibration prompts are used.")] = Options.calibration,
@@ -84,7 +86,9 @@ def main(
 
             show(results)
             print(f"\nreport  {artifact.root / 'report.html'}")
-            print(f"run     python -m engines.run {artifact.root} --prompt \"{results['prompts'][0]}\" --output image.png")
+            print(
+                f'run     python -m engines.run {artifact.root} --prompt "{results["prompts"][0]}" --output image.png'
+            )
 
 
 if __name__ == "__main__":

@@ -111,7 +111,9 @@ def compile_model(options: Options, stages: Stages) -> tuple[Artifact, dict[str,
             "skipped": skipped,
         }
         files = [str(p.relative_to(out)) for m in models.values() for paths in m.values() for p in paths]
-        files += [str(p.relative_to(out)) for f in folders.values() for p in sorted((out / f).rglob("*")) if p.is_file()]
+        files += [
+            str(p.relative_to(out)) for f in folders.values() for p in sorted((out / f).rglob("*")) if p.is_file()
+        ]
         content["files"] = manifests.record(out, sorted({*files, *references["files"]}))
         _remove_stale(out, content["files"])
         artifact = manifests.write(out, content)
@@ -158,9 +160,7 @@ def _layers(build: Build, graph: ir.Model) -> list[Layer]:
     return found
 
 
-def _calibrate(
-    build: Build, layers: Sequence[Layer], prompts: Sequence[str], pipe: _LazyPipeline
-) -> dict[str, str]:
+def _calibrate(build: Build, layers: Sequence[Layer], prompts: Sequence[str], pipe: _LazyPipeline) -> dict[str, str]:
     """Store keys of the samples by Layer.input; the pipeline runs only where some are missing."""
     from export.calibrate import calibrate
 
@@ -168,10 +168,15 @@ def _calibrate(
     if not any(PRESETS[n].quantises for n in options.presets):
         return {}
     modules = {layer.input: layer.module for layer in layers}
+    versions = [f"{p} {version(p)}" for p in ("torch", "diffusers", "transformers")]
     run = key_of(
-        "samples 1", build.source.sha256, *prompts, repr(sorted(build.source.generation.items())),
-        f"rows {options.rows} seed {options.seed}", *(f"{p} {version(p)}" for p in ("torch", "diffusers", "transformers")),
-    )  # fmt: skip
+        "samples 1",
+        build.source.sha256,
+        repr(sorted(build.source.generation.items())),
+        f"rows {options.rows} seed {options.seed}",
+        *versions,
+        *prompts,
+    )
     keys = {name: key_of(run, module) for name, module in modules.items()}
     if any(build.store.get_bytes(k) is None for k in keys.values()):
         with build.stages.stage("calibrate") as tick:

@@ -173,7 +173,9 @@ def _function(pattern: Template) -> ir.Function:
         opset_imports={"": OPSET},
         name=pattern.overload,
     )
-    attributes = [ir.Attr(k, _TYPES[type(v)], None) for k, v in pattern.variant.attributes(16 * pattern.variant.branch).items()]
+    attributes = [
+        ir.Attr(k, _TYPES[type(v)], None) for k, v in pattern.variant.attributes(16 * pattern.variant.branch).items()
+    ]
     return ir.Function(DOMAIN, OP_TYPE, pattern.overload, graph=graph, attributes=attributes)
 
 

@@ -60,9 +60,7 @@ def _merge(graph: ir.Graph, name: str, members: list[Linear]) -> None:
     y = emit("MatMul", first.x, emit("Transpose", weight, perm=[1, 0]))
     if any(m.bias is not None for m in members):
         dtype = tensors[0].dtype  # type: ignore[union-attr]
-        parts = [
-            m.bias.const_value if m.bias is not None else zeros(f"{m.name}.bias", dtype, m.n) for m in members
-        ]
+        parts = [m.bias.const_value if m.bias is not None else zeros(f"{m.name}.bias", dtype, m.n) for m in members]
         bias = initializer(graph, f"{name}.bias", stack(f"{name}.bias", parts))  # type: ignore[arg-type]
         bias.metadata_props[SOURCES] = json.dumps([m.bias.name if m.bias is not None else None for m in members])
         y = emit("Add", y, bias)

@@ -26,7 +26,12 @@ def stack(name: str, parts: Sequence[ir.TensorProtocol]) -> ir.LazyTensor:
 
 def columns(name: str, part: ir.TensorProtocol, start: int, stop: int) -> ir.LazyTensor:
     """Columns start..stop of a weight [N, K]."""
-    return lazy(name, part.dtype, [part.shape.numpy()[0], stop - start], lambda: np.ascontiguousarray(part.numpy()[:, start:stop]))
+    return lazy(
+        name,
+        part.dtype,
+        [part.shape.numpy()[0], stop - start],
+        lambda: np.ascontiguousarray(part.numpy()[:, start:stop]),
+    )
 
 
 def zeros(name: str, dtype: ir.DataType, n: int) -> ir.TensorProtocol:

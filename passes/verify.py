@@ -36,7 +36,9 @@ class VerifyGraph(ir.passes.InPlacePass):
         for node in graph:
             for read in node.inputs:
                 if read is not None and read not in known:
-                    raise ValueError(f"{node.name} ({node.op_type}) reads {read.name}, which nothing produces before it")
+                    raise ValueError(
+                        f"{node.name} ({node.op_type}) reads {read.name}, which nothing produces before it"
+                    )
             known.update(node.outputs)
             for name in (f"node {node.name}", *(f"value {o.name}" for o in node.outputs)):
                 if name in names or name.endswith((" ", "None")):

@@ -87,8 +87,9 @@ def _pairs(artifact: Artifact, results: dict[str, Any]) -> list[dict[str, Any]]:
             for p in results["presets"]
         ]
         reference = _image_uri(artifact, f"references/images/{i:04d}.png")
-        pairs.append({"prompt": results["prompts"][i], "seed": results["seeds"][i], "reference": reference,
-                      "shown": shown})
+        pairs.append(
+            {"prompt": results["prompts"][i], "seed": results["seeds"][i], "reference": reference, "shown": shown}
+        )
     return pairs
 
 

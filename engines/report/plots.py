@@ -56,8 +56,14 @@ def latent_cosine(results: dict[str, Any]) -> bytes:
     figure, axes = _axes(3.0)
     for p in results["presets"]:
         away = np.maximum(1 - np.asarray(p["fidelity"]["latent_cosine"]), SMALLEST)
-        axes.plot(range(1, len(away) + 1), away, marker="o", markersize=3.5, label=p["name"],
-                  color=colours(results)[p["name"]])
+        axes.plot(
+            range(1, len(away) + 1),
+            away,
+            marker="o",
+            markersize=3.5,
+            label=p["name"],
+            color=colours(results)[p["name"]],
+        )
     axes.set_yscale("log")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("denoising step")
@@ -74,8 +80,9 @@ def latency(results: dict[str, Any]) -> bytes:
     for k, component in enumerate(components):
         calls = [p["latency"]["components"].get(component, {"calls": 0, "median_ms": 0}) for p in presets]
         width = np.array([c["calls"] * c["median_ms"] for c in calls])
-        axes.barh([p["name"] for p in presets], width, left=left, height=0.6, label=component,
-                  color=COLOURS[k % len(COLOURS)])
+        axes.barh(
+            [p["name"] for p in presets], width, left=left, height=0.6, label=component, color=COLOURS[k % len(COLOURS)]
+        )
         left += width
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
@@ -91,8 +98,15 @@ def layer_error(results: dict[str, Any]) -> bytes | None:
     figure, axes = _axes(3.4 + (1.6 if len(names) <= TICKED else 0))
     for preset, layers in _in_order(results):
         at = [i for i, n in enumerate(names) if n in layers]
-        axes.plot(at, [100 * layers[names[i]]["error"] for i in at], "o-", markersize=3.5, linewidth=0.6,
-                  label=preset, color=colours(results)[preset])
+        axes.plot(
+            at,
+            [100 * layers[names[i]]["error"] for i in at],
+            "o-",
+            markersize=3.5,
+            linewidth=0.6,
+            label=preset,
+            color=colours(results)[preset],
+        )
     axes.set_ylim(bottom=0)
     axes.set_ylabel("relative output error, %")
     _name_layers(axes, names)
@@ -109,8 +123,15 @@ def layer_bytes(results: dict[str, Any]) -> bytes | None:
     axes.bar(range(len(names)), [sixteen[n] / 1e3 for n in names], width=0.85, color="#d7dbe1", label="16 bits")
     for preset, layers in _in_order(results):
         at = [i for i, n in enumerate(names) if n in layers]
-        axes.plot(at, [layers[names[i]]["bytes"] / 1e3 for i in at], "_", markersize=6, markeredgewidth=2,
-                  label=preset, color=colours(results)[preset])
+        axes.plot(
+            at,
+            [layers[names[i]]["bytes"] / 1e3 for i in at],
+            "_",
+            markersize=6,
+            markeredgewidth=2,
+            label=preset,
+            color=colours(results)[preset],
+        )
     axes.set_ylabel("kB")
     _name_layers(axes, names)
     return _svg(figure, axes)

@@ -136,9 +136,11 @@ def headline(results: dict[str, Any]) -> str:
     said = f"{main['name']} reproduces the 16-bit images at {psnr:.1f} dB PSNR (mean of {count} prompts)"
     base = baseline(results)
     if base is not None and base is not main:
-        said += (f", takes {bytes_text(main['size']['total_bytes'])} on disk ({BASELINE}: "
-                 f"{bytes_text(base['size']['total_bytes'])}) and {ms_text(main['latency']['step']['median_ms'])} ms a "
-                 f"step ({BASELINE}: {ms_text(base['latency']['step']['median_ms'])} ms)")
+        said += (
+            f", takes {bytes_text(main['size']['total_bytes'])} on disk ({BASELINE}: "
+            f"{bytes_text(base['size']['total_bytes'])}) and {ms_text(main['latency']['step']['median_ms'])} ms a "
+            f"step ({BASELINE}: {ms_text(base['latency']['step']['median_ms'])} ms)"
+        )
     return said + "."
 
 
@@ -153,8 +155,10 @@ def notes(results: dict[str, Any]) -> list[str]:
         )
     machine = results["machine"]
     if machine["load_1min"] > machine["cores"] / 2:
-        said.append(f"Other processes were running: the load was {machine['load_1min']} on {machine['cores']} cores "
-                    "when the measurement began, so times scatter.")
+        said.append(
+            f"Other processes were running: the load was {machine['load_1min']} on {machine['cores']} cores "
+            "when the measurement began, so times scatter."
+        )
     if any(p["prompt_score"] is None for p in results["presets"]):
         said.append("Prompt score was skipped: only captions of the bundled models can be checked by geometry.")
     return [*said, *results["skipped"]]

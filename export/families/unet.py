@@ -13,9 +13,7 @@ from export.families.row import Config, PipelineRow, Row, Shapes, random
 _TIME_IDS = 6  # original height and width, crop top and left, target height and width (SDXL, section 2.2)
 
 
-def _call(
-    self: Any, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor
-) -> torch.Tensor:
+def _call(self: Any, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor) -> torch.Tensor:
     return type(self).forward(self, sample, timestep, encoder_hidden_states, return_dict=False)[0]
 
 
@@ -27,7 +25,8 @@ def _call_conditioned(
     text_embeds: torch.Tensor,
     time_ids: torch.Tensor,
 ) -> torch.Tensor:
-    conditions = {"text_embeds": text_embeds, "time_ids": time_ids}
+    # The module concatenates them with float32 sinusoids and rounds after; ONNX has no Concat of two types.
+    conditions = {"text_embeds": text_embeds.float(), "time_ids": time_ids}
     return type(self).forward(
         self, sample, timestep, encoder_hidden_states, added_cond_kwargs=conditions, return_dict=False
     )[0]
@@ -80,9 +79,7 @@ def _refuse(config: Config) -> str | None:
 
 
 def _latents(config_of: Any) -> LatentRule:
-    return LatentRule(
-        config_of("unet")["in_channels"], 2 ** (len(config_of("vae")["block_out_channels"]) - 1), False
-    )
+    return LatentRule(config_of("unet")["in_channels"], 2 ** (len(config_of("vae")["block_out_channels"]) - 1), False)
 
 
 def _size(config_of: Any) -> int:

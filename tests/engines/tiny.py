@@ -123,8 +123,16 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 def _clip(cls: type) -> Any:
     return cls(
         CLIPTextConfig(
-            vocab_size=64, hidden_size=WIDTH, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-            max_position_embeddings=WORDS, projection_dim=WIDTH, bos_token_id=2, eos_token_id=3, pad_token_id=0,
+            vocab_size=64,
+            hidden_size=WIDTH,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=WORDS,
+            projection_dim=WIDTH,
+            bos_token_id=2,
+            eos_token_id=3,
+            pad_token_id=0,
         )  # fmt: skip
     )
 
@@ -310,7 +318,9 @@ def _references(root: Path, pipe: Any, generation: dict[str, Any], rule: LatentR
     save_file(arrays, root / "references/tensors.safetensors")
     for i, image in enumerate(drawn.images):
         Image.fromarray(image).save(root / f"references/images/{i:04}.png")
-    write_json(root / "references/prompts.json",
-               {"prompts": PROMPTS, "seeds": seeds, "generation": generation, "latents": rule.to_json()})
+    write_json(
+        root / "references/prompts.json",
+        {"prompts": PROMPTS, "seeds": seeds, "generation": generation, "latents": rule.to_json()},
+    )
     files = sorted(str(p.relative_to(root)) for p in (root / "references").rglob("*") if p.is_file())
     return {"prompts": PROMPTS, "seeds": seeds, "files": files}

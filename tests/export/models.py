@@ -11,7 +11,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-WORDS = ["<pad>", "<end>", "<unknown>", *["a", "red", "green", "blue", "small", "large", "circle", "square", "cross", "on", "above", "below"]]
+WORDS = "<pad> <end> <unknown> a red green blue small large circle square cross on above below".split()  # noqa: SIM905
 CLIP = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
     "max_position_embeddings": 16, "projection_dim": 32, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0,

@@ -1,6 +1,5 @@
 """Exported graphs: names kept, nothing of the machine in them, the same bytes every time."""
 
-
 from __future__ import annotations
 
 import hashlib
@@ -27,6 +26,8 @@ from export.weights import bind_weights, weight_values
 from tests.export.models import GRAPHS
 
 ROOT = Path(__file__).parents[2]
+
+
 @pytest.mark.parametrize(("source_name", "name"), GRAPHS)
 def test_every_parameter_of_a_linear_is_an_initializer_of_its_own_name(graph, source_name, name):
     _, component, model = graph(source_name, name)

@@ -88,8 +88,6 @@ def block(dtype: str = "float32") -> ir.Model:
     return b.model({"x": ["B", "S", WIDTH], "emb": ["B", WIDTH]}, {"y": ["B", "S", WIDTH]})
 
 
-
-
 def run(model: ir.Model, folder: Path, **feeds: np.ndarray) -> np.ndarray:
     """Check the model with onnx.checker and run it on plain onnxruntime."""
     path = folder / "model.onnx"

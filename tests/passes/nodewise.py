@@ -29,8 +29,9 @@ def alone(model: ir.Model, node: ir.Node) -> bytes:
     assert x is not None
     call = ir.node(node.op_type, values, node.attributes, domain=DOMAIN, overload=node.overload, name="call")
     call.outputs[0].name, call.outputs[0].type = "y", ir.TensorType(dtype)
-    graph = ir.Graph(values[:1], call.outputs, nodes=[call], initializers=values[1:], name="alone",
-                     opset_imports={"": 21, DOMAIN: 1})
+    graph = ir.Graph(
+        values[:1], call.outputs, nodes=[call], initializers=values[1:], name="alone", opset_imports={"": 21, DOMAIN: 1}
+    )
     function = model.functions[DOMAIN, node.op_type, node.overload]
     return ir.to_proto(ir.Model(graph, ir_version=10, functions=[function])).SerializeToString()
 
@@ -46,8 +47,16 @@ def oracle(node: ir.Node, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     variant = variant_of(node)
     weights = {n: v.const_value.numpy() for n, v in zip(variant.inputs[1:], node.inputs[1:], strict=True)}
     weights["qweight"] = weights["qweight"].astype(np.int8)
-    return reference.svdq_linear(x, weights["qweight"], weights["wscale"], weights["inv_smooth"],
-                                 weights.get("down"), weights.get("up"), weights["bias"], variant)
+    return reference.svdq_linear(
+        x,
+        weights["qweight"],
+        weights["wscale"],
+        weights["inv_smooth"],
+        weights.get("down"),
+        weights.get("up"),
+        weights["bias"],
+        variant,
+    )
 
 
 def disagreements(model: ir.Model, rows: int = 33, seed: int = 0) -> Iterator[tuple[str, int, float]]:

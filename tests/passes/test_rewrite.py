@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from passes.activation import AbsorbActivation
 from passes.branch import LowRankBranch
@@ -185,6 +186,7 @@ def test_no_16_bit_weight_of_a_quantised_layer_stays_behind(solve: Solve) -> Non
 def test_verify_refuses_int4_weights_outside_the_op(solve: Solve) -> None:
     model = layered(BLOCK_POLICY)(block()).model
     Int4Qdq(solve(block(), "int4-rtn", "float32"))(model)
+    RemoveUnusedNodesPass()(model)
     with pytest.raises(Exception, match="INT4 weight outside"):
         VerifyGraph()(model)
 

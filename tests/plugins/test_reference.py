@@ -63,7 +63,7 @@ def test_ties_go_to_even_codes():
 
 
 def test_the_rounded_scale_is_the_divisor():
-    """7.1875 / 7 is 1.0267857; float16 has 1.0263672, bfloat16 1.0234375. 1.538 lies between their halfways."""
+    """7.1875 / 7 is 1.0267857; float16 has 1.0263672, bfloat16 1.0234375. 1.538 is between their ties."""
     x = np.zeros((1, 64), np.float32)
     x[0, :2] = 7.1875, 1.5380859375
     codes = {d.name: quantize_activation(x, ones(64), Variant(), d) for d in DTYPES}
@@ -175,7 +175,7 @@ def test_a_float32_implementation_agrees_and_a_wrong_one_does_not(variant, dtype
 
 
 def test_the_branch_is_rounded_to_t_between_its_factors():
-    """1 + 2^-11 is halfway between float16 neighbours: rounded to T it is 1, and times 2048 the loss shows."""
+    """1 + 2^-11 is halfway between float16 neighbours: in T it is 1, and times 2048 the loss shows."""
     x = np.zeros((1, 64), np.float16)
     x[0, :2] = 1, 2.0**-11
     zeros = np.zeros((1, 64), np.int8), np.ones((1, 1), np.float16), np.ones(64, np.float16)

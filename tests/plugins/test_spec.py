@@ -58,7 +58,8 @@ def test_inputs_leave_out_the_branch_where_there_is_none():
 
 
 @pytest.mark.parametrize(("wrong", "said"), [
-    ({"group_size": 32}, "group_size is 32"), ({"act_bits": 5}, "act_bits is 5"), ({"activation": "relu"}, "'relu'"),
+    ({"group_size": 32}, "group_size is 32"), ({"act_bits": 5}, "act_bits is 5"),
+    ({"activation": "relu"}, "'relu'"),
     ({"act_shift": float("nan")}, "nan"), ({"act_shift": 0.1}, "0.1"), ({"act_shift": 1e300}, "1e\\+300"),
     ({"act_bits": 16, "act_signed": False}, "act_bits 16"),
 ])  # fmt: skip

@@ -1,6 +1,7 @@
 """The published algorithm by brute force, in float64, sharing nothing with the solver.
 
-Every smoothing candidate with a full SVD, refined to the first worse round (arXiv 2411.05007; DeepCompressor's grid).
+Every smoothing candidate with a full SVD, refined to the first worse round (arXiv 2411.05007;
+DeepCompressor's grid).
 """
 
 from __future__ import annotations

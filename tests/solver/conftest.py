@@ -1,4 +1,4 @@
-"""One thread throughout, as in the solver: two that wait for each other on a busy machine are many times slower."""
+"""One thread, as in the solver: on a busy machine two that wait for each other are many times slower."""
 
 import pytest
 import torch

@@ -154,7 +154,8 @@ def slow(number):
 
 def test_ctrl_c_ends_the_workers_at_once_and_keeps_what_was_solved(tmp_path):
     run = subprocess.Popen(
-        [sys.executable, "-c", SLOW_RUN, str(tmp_path)], stderr=subprocess.PIPE, text=True, start_new_session=True,
+        [sys.executable, "-c", SLOW_RUN, str(tmp_path)], stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
         cwd=Path(__file__).parents[2],
     )  # fmt: skip
     try:

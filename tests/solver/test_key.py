@@ -20,7 +20,8 @@ def test_the_key_depends_on_every_input_and_every_choice():
         (weight, bias, other, recipe), (weight[:, ::-1], bias, samples, recipe),
         (weight.astype(np.float32), bias, samples, recipe), (weight.reshape(64, 32), bias, samples, recipe),
         *((weight, bias, samples, replace(recipe, **c)) for c in (
-            {"act_bits": 8}, {"group_size": 128}, {"rank": 17}, {"smooth": False}, {"refine": 1}, {"act_signed": False},
+            {"act_bits": 8}, {"group_size": 128}, {"rank": 17}, {"smooth": False}, {"refine": 1},
+            {"act_signed": False},
             {"act_shift": 0.25}, {"dtype": "float32"}, {"seed": 1},
         )),
     ]  # fmt: skip

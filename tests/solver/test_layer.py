@@ -53,7 +53,8 @@ def test_unrefined_matches_the_best_candidate_of_the_whole_grid():
 
 
 @pytest.mark.parametrize("recipe", [
-    Recipe(), Recipe(act_bits=8, group_size=128), Recipe(act_bits=16), Recipe(dtype="float32"), Recipe(dtype="bfloat16"),
+    Recipe(), Recipe(act_bits=8, group_size=128), Recipe(act_bits=16), Recipe(dtype="float32"),
+    Recipe(dtype="bfloat16"),
     Recipe(act_signed=False, act_shift=0.171875), Recipe(rank=0), Recipe(smooth=False, rank=20), PLAIN,
 ], ids=str)  # fmt: skip
 def test_the_reported_error_is_the_oracles(recipe):

@@ -28,7 +28,8 @@ def test_rounding_to_t_is_numpys_for_all_magnitudes_and_ties(name):
     halves = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
     values = np.concatenate([
         np.abs(random.standard_normal(4000)) * 10.0 ** random.integers(-42, 8, 4000),
-        halves[::7], (halves[1:] + halves[:-1])[::7] / 2, [0, 65519, 65520, 3.4e38, 2.0**-149, 2.0**-133, 2.0**-126],
+        halves[::7], (halves[1:] + halves[:-1])[::7] / 2,
+        [0, 65519, 65520, 3.4e38, 2.0**-149, 2.0**-133, 2.0**-126],
     ]).astype(np.float32)  # fmt: skip
     with np.errstate(over="ignore"):
         wanted = values.astype(t.numpy).astype(np.float32)
