@@ -1,4 +1,4 @@
-"""The README's picture: `python bench/picture.py out/shapes-dit docs/pairs.png` puts 16-bit and 4-bit images side by side.
+"""The README's picture, 16-bit and 4-bit images side by side: `python bench/picture.py out/shapes-dit docs/pairs.png`.
 
 The images are those of an artifact's report: row by row the 16-bit reference, svdq-int4 and, where it was built,
 int4-rtn, from the same prompt and noise.

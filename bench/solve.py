@@ -1,16 +1,20 @@
-"""Seconds and output error of solving single layers: ours, the published algorithm in full, round-to-nearest, ModelOpt.
+"""Seconds and output error of solving one layer: ours, the published algorithm, round-to-nearest, ModelOpt.
 
     python -m bench.solve                                  # all layers, all solvers, one thread
     python -m bench.solve --layers 3072x3072 --only ours,exhaustive
 
-Synthetic layers: weights of decaying spectrum, inputs with outlier channels. Errors are ||y - y_ref|| / ||y_ref||, on
-the samples that the solver saw and on fresh ones. Seconds are wall clock, and in brackets this process's CPU time,
-which is what counts where something else runs on the machine. One untimed small layer goes first: it loads libraries.
+Synthetic layers: weights of decaying spectrum, inputs with outlier channels. Errors are relative output
+errors, ||y - y_ref|| / ||y_ref||, on the samples that the solver saw and on fresh ones. Seconds are wall
+clock, and in brackets CPU time, which is what counts where something else runs on the machine. One small
+layer goes first, untimed: it loads libraries. ModelOpt is optional: pip install nvidia-modelopt==0.47.0.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.util
+import io
 import os
 import sys
 import time
@@ -39,8 +43,9 @@ class Layer:
 
 
 def synthetic(channels: int, outputs: int, tokens: int = 512, seed: int = 0) -> Layer:
-    """A layer K -> N: 512 directions with singular values i^-0.7 carry three quarters of the weight's energy, noise the
-    rest; channel scales of the input are log-normal, 1 % of the channels are 10 to 30 times larger."""
+    """A layer K -> N. 512 directions with singular values i^-0.7 carry three quarters of the weight's energy,
+    noise the rest; channel scales of the input are log-normal, 1 % of the channels are 10 to 30 times larger.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -55,7 +60,9 @@ def synthetic(channels: int, outputs: int, tokens: int = 512, seed: int = 0) -> 
     scale[outliers] *= 10 + 20 * torch.rand(len(outliers), generator=generator)
     inputs = normal(2 * tokens, channels) * scale
     return Layer(
-        (weight / channels**0.5).half().numpy(), inputs[:tokens].half().numpy(), inputs[tokens:].half().numpy()
+        (weight / channels**0.5).half().numpy(),
+        inputs[:tokens].half().numpy(),
+        inputs[tokens:].half().numpy(),
     )
 
 
@@ -73,8 +80,9 @@ def dequantised(values: torch.Tensor, group: int) -> torch.Tensor:
 
 
 def exhaustive(layer: Layer, recipe: Recipe) -> SolvedLayer:
-    """SVDQuant as published (arXiv 2411.05007), nothing spared: 39 smoothing candidates on the whole layer, SVDs
-    within 1e-4 of the best error (8 power iterations), refined until the output error first rises, at most 100 rounds.
+    """SVDQuant as published (arXiv 2411.05007), nothing spared: 39 smoothing candidates on the whole layer,
+    SVDs within 1e-4 of the best error (8 power iterations), refined until the output error first rises, at
+    most 100 rounds.
     """
     torch.manual_seed(0)
     weight, x = torch.from_numpy(layer.weight).float(), torch.from_numpy(layer.samples).float()
@@ -117,13 +125,16 @@ def exhaustive(layer: Layer, recipe: Recipe) -> SolvedLayer:
             break
         kept, lowest, rounds = pair, found, number
     codes, scale = quantised(smoothed - low_rank(kept, inverse), group)
-    down, up = (torch.zeros(s) for s in ((weight.shape[1], padded_rank(recipe.rank)), (padded_rank(recipe.rank), weight.shape[0])))
+    down, up = (
+        torch.zeros(s)
+        for s in ((weight.shape[1], padded_rank(recipe.rank)), (padded_rank(recipe.rank), weight.shape[0]))
+    )
     down[:, : recipe.rank], up[: recipe.rank] = kept
     bias = np.zeros(weight.shape[0], np.float16)
-    arrays = [a.numpy().astype(np.float16) for a in (inverse, down, up)]
-    return SolvedLayer(
-        *arrays, codes.to(torch.int8).numpy(), scale.half().numpy(), bias, lowest, alpha, beta, rounds
-    )
+    half = {"inv_smooth": inverse, "down": down, "up": up, "wscale": scale}
+    arrays = {name: values.half().numpy() for name, values in half.items()}
+    numbers = {"error": lowest, "alpha": alpha, "beta": beta, "rounds": rounds}
+    return SolvedLayer(qweight=codes.to(torch.int8).numpy(), bias=bias, **arrays, **numbers)  # type: ignore[arg-type]
 
 
 def inverse_smooth(alpha: float, beta: float, x_peak: torch.Tensor, w_peak: torch.Tensor) -> torch.Tensor:
@@ -131,55 +142,88 @@ def inverse_smooth(alpha: float, beta: float, x_peak: torch.Tensor, w_peak: torc
     return (inverse / inverse.log().mean().exp()).clamp(2**-10, 2**10).half().float()
 
 
-def modelopt(layer: Layer) -> Callable[[torch.Tensor], torch.Tensor]:
-    """nvidia-modelopt's SVDQuant in its own INT4 setting: weights g128, 16-bit activations, rank 32. In float32."""
-    import modelopt.torch.quantization as mtq
+@dataclass(frozen=True)
+class Outcome:
+    """What a solver found: its relative output error for inputs [S, K], and a remark for the table."""
 
-    linear = torch.nn.Linear(*reversed(layer.weight.shape), bias=False)
-    linear.weight.data = torch.from_numpy(layer.weight).float()
-    model, x = torch.nn.Sequential(linear), torch.from_numpy(layer.samples).float()
-    config = {**mtq.INT4_AWQ_CFG, "algorithm": {"method": "svdquant", "lowrank": RANK}}
-    return mtq.quantize(model, config, lambda m: m(x))  # type: ignore[no-any-return]
+    error: Callable[[np.ndarray], float]
+    remark: str = ""
 
 
-def relative(layer: Layer, x: np.ndarray, y: torch.Tensor) -> float:
-    wanted = torch.from_numpy(x).float() @ torch.from_numpy(layer.weight).float().T
-    return float((y - wanted).norm() / wanted.norm())
+def judged(solve: Callable[[Layer, Recipe], SolvedLayer], recipe: Recipe) -> Callable[[Layer], Outcome]:
+    def run(layer: Layer) -> Outcome:
+        solved = solve(layer, recipe)
+        return Outcome(
+            lambda x: output_error(solved, layer.weight, None, x, recipe),
+            f"alpha {solved.alpha:.2f} beta {solved.beta:.2f}, {solved.rounds} rounds",
+        )
+
+    return run
 
 
-def timed(call: Callable[[], object]) -> tuple[object, float, float]:
-    wall, cpu = time.perf_counter(), time.process_time()
-    result = call()
-    return result, time.perf_counter() - wall, time.process_time() - cpu
-
-
-SOLVERS: dict[str, tuple[str, Recipe | None, Callable[[Layer], object]]] = {
-    "rtn": ("round-to-nearest W4A4 g64", Recipe(rank=0, smooth=False, refine=0), lambda layer: _ours(layer, "rtn")),
-    "ours": ("ours W4A4 g64 r32", W4A4, lambda layer: _ours(layer, "ours")),
-    "exhaustive": ("published, exhaustive W4A4 g64 r32", W4A4, lambda layer: exhaustive(layer, W4A4)),
-    "ours-w4a16": ("ours W4A16 g128 r32", WEIGHT_ONLY, lambda layer: _ours(layer, "ours-w4a16")),
-    "modelopt": ("ModelOpt SVDQuant W4A16 g128 r32", None, modelopt),
-}
-
-
-def _ours(layer: Layer, name: str) -> SolvedLayer:
-    recipe = SOLVERS[name][1]
-    assert recipe is not None
+def ours(layer: Layer, recipe: Recipe) -> SolvedLayer:
     return solve_layer(layer.weight, None, layer.samples, recipe)
 
 
-def row(name: str, layer: Layer) -> str:
-    """Run one solver on one layer; a line of the table."""
-    title, recipe, solve = SOLVERS[name]
-    result, wall, cpu = timed(lambda: solve(layer))
-    note = ""
-    if isinstance(result, SolvedLayer) and recipe is not None:
-        seen, fresh = (output_error(result, layer.weight, None, x, recipe) for x in (layer.samples, layer.fresh))
-        note = f"alpha {result.alpha:.2f} beta {result.beta:.2f}, {result.rounds} rounds"
-    else:
+def modelopt(layer: Layer) -> Outcome:
+    """nvidia-modelopt's SVDQuant in its own INT4 setting (weights g128, 16-bit activations), in float32."""
+    import modelopt.torch.quantization as mtq
+
+    weight, x = torch.from_numpy(layer.weight).float(), torch.from_numpy(layer.samples).float()
+    linear = torch.nn.Linear(*reversed(weight.shape), bias=False)
+    linear.weight.data = weight.clone()
+    config = {**mtq.INT4_AWQ_CFG, "algorithm": {"method": "svdquant", "lowrank": RANK}}
+    with contextlib.redirect_stdout(io.StringIO()):  # it reports every step
+        model = mtq.quantize(torch.nn.Sequential(linear), config, lambda m: m(x))
+
+    def error(inputs: np.ndarray) -> float:
         with torch.no_grad():
-            seen, fresh = (relative(layer, x, result(torch.from_numpy(x).float())) for x in (layer.samples, layer.fresh))  # type: ignore[operator]
-    return f"{title:36s} {wall:8.2f} ({cpu:7.2f})  {seen:8.5f}  {fresh:8.5f}  {note}"
+            wide = torch.from_numpy(inputs).float()
+            wanted = wide @ weight.T
+            return float((model(wide) - wanted).norm() / wanted.norm())
+
+    return Outcome(error)
+
+
+SOLVERS: dict[str, tuple[str, Callable[[Layer], Outcome]]] = {
+    "rtn": ("round-to-nearest W4A4 g64", judged(ours, Recipe(rank=0, smooth=False, refine=0))),
+    "ours": ("ours W4A4 g64 r32", judged(ours, W4A4)),
+    "exhaustive": ("published, exhaustive W4A4 g64 r32", judged(exhaustive, W4A4)),
+    "ours-w4a16": ("ours W4A16 g128 r32", judged(ours, WEIGHT_ONLY)),
+    "modelopt": ("ModelOpt SVDQuant W4A16 g128 r32", modelopt),
+}
+
+#: (ours, the other): compared in the line below each layer's table.
+PAIRS = (("ours", "exhaustive"), ("ours-w4a16", "modelopt"))
+
+
+def available(names: list[str]) -> list[str]:
+    """names without ModelOpt where it is not installed, said aloud."""
+    if "modelopt" in names and importlib.util.find_spec("modelopt") is None:
+        print("ModelOpt is skipped, it is not installed: pip install nvidia-modelopt==0.47.0", file=sys.stderr)
+        return [name for name in names if name != "modelopt"]
+    return names
+
+
+def table(layer: Layer, names: list[str]) -> None:
+    """Run the solvers on one layer; a line each, and one for each of PAIRS."""
+    found: dict[str, tuple[float, float]] = {}
+    for name in names:
+        title, solve = SOLVERS[name]
+        wall, cpu = time.perf_counter(), time.process_time()
+        outcome = solve(layer)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        error = outcome.error(layer.samples)
+        found[name] = cpu, error
+        fresh = outcome.error(layer.fresh)
+        print(f"{title:36s} {wall:8.2f} ({cpu:7.2f})  {error:8.5f}  {fresh:8.5f}  {outcome.remark}", flush=True)
+    for mine, other in PAIRS:
+        if mine in found and other in found:
+            speed, error = found[other][0] / found[mine][0], found[mine][1] / found[other][1] - 1
+            print(
+                f"  {mine} against {other}: {speed:.1f} times faster in CPU time, error {error:+.1%}",
+                flush=True,
+            )
 
 
 def main() -> None:
@@ -194,22 +238,17 @@ def main() -> None:
     unknown = [name for name in names if name not in SOLVERS]
     if unknown:
         parser.error(f"unknown solver {unknown[0]!r}; known are {', '.join(SOLVERS)}")
-    if "modelopt" in names:
-        try:
-            import modelopt.torch.quantization  # noqa: F401
-        except ImportError as missing:
-            names.remove("modelopt")
-            print(f"ModelOpt is skipped: {missing}; pip install nvidia-modelopt==0.47.0", file=sys.stderr)
+    names = available(names)
     small = synthetic(256, 256, 64)
     for name in names:
-        SOLVERS[name][2](small)
-    print(f"torch {torch.__version__}, {options.threads} thread(s), load {os.getloadavg()[0]:.1f}, {options.tokens} tokens")
+        SOLVERS[name][1](small)
+    load = os.getloadavg()[0]
+    print(f"torch {torch.__version__}, {options.threads} thread(s), {options.tokens} tokens, load {load:.1f}")
     for shape in options.layers.split(","):
         channels, outputs = (int(part) for part in shape.split("x"))
-        layer = synthetic(channels, outputs, options.tokens)
-        print(f"\n{f'K_in {channels} x N_out {outputs}':36s} {'seconds':>8s} {'(CPU)':>9s}  {'error':>8s}  {'fresh':>8s}")
-        for name in names:
-            print(row(name, layer), flush=True)
+        title = f"K_in {channels} x N_out {outputs}"
+        print(f"\n{title:36s} {'seconds':>8s} {'(CPU)':>9s}  {'error':>8s}  {'fresh':>8s}", flush=True)
+        table(synthetic(channels, outputs, options.tokens), names)
 
 
 if __name__ == "__main__":

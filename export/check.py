@@ -57,7 +57,7 @@ def _torch_module(source: Source, component: Component) -> torch.nn.Module:
     module = component.row.load(
         source.root,
         subfolder=component.module,
-        torch_dtype=torch.float32,
+        dtype=torch.float32,
         use_safetensors=True,
         local_files_only=True,
         variant=source.variant,

@@ -25,7 +25,7 @@ def load_pipeline(source: Source) -> Any:
     with _no_advice():
         pipe = cls.from_pretrained(
             source.root,
-            torch_dtype=torch.float32 if device == "cpu" else _stored_dtype(source),
+            dtype=torch.float32 if device == "cpu" else _stored_dtype(source),
             use_safetensors=True,
             local_files_only=True,
             variant=source.variant,

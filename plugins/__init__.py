@@ -1,1 +1,1 @@
-"""Device code: the ops that neither TensorRT nor ONNX has, with their contracts. Imports nothing else of the project."""
+"""The ops that neither TensorRT nor ONNX has: contracts and device code. Imports nothing else of ours."""

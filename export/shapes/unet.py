@@ -17,7 +17,7 @@ from .reading import Reader
 from .vae import CHANNELS, DOWNSAMPLING
 
 TEXT_WIDTH = 128
-GENERATION = {"height": 64, "width": 64, "num_inference_steps": 20, "guidance_scale": 2.5}
+GENERATION = {"height": 64, "width": 64, "num_inference_steps": 20, "guidance_scale": 2.0}
 
 
 def build_unet() -> UNet2DConditionModel:

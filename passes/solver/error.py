@@ -29,8 +29,7 @@ class Judge:
         recipe, samples = problem.recipe, problem.samples
         if samples is not None:
             self.acts = (
-                activation_values(samples, inv_smooth, recipe.variant(), problem.t)
-                - recipe.act_shift * inv_smooth
+                activation_values(samples, inv_smooth, recipe.variant(), problem.t) - recipe.act_shift * inv_smooth
             )
 
     def residual(self, factors: Factors | None) -> torch.Tensor:

@@ -59,9 +59,7 @@ def solve_all(
     for name, key in solve_into(jobs, store, workers, progress).items():
         entry = store.get_arrays(key)
         if entry is None:
-            raise OSError(
-                f"layer {name} was stored as {key} but is not there any more; is the store's disk full?"
-            )
+            raise OSError(f"layer {name} was stored as {key} but is not there any more; is the store's disk full?")
         solved[name] = SolvedLayer.from_arrays(*entry)
     return solved
 

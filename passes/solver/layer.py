@@ -21,9 +21,7 @@ from plugins.svdq_linear.spec import padded_rank
 POWER, POWER_ALONE = 2, 4
 
 
-def solve_layer(
-    weight: np.ndarray, bias: np.ndarray | None, samples: np.ndarray | None, recipe: Recipe
-) -> SolvedLayer:
+def solve_layer(weight: np.ndarray, bias: np.ndarray | None, samples: np.ndarray | None, recipe: Recipe) -> SolvedLayer:
     """The constants of an SvdqLinear for y = x·Wᵀ + bias.
 
     weight [N, K], bias [N] or None, samples [S, K] of what the layer sees or None (data-free: no smoothing,
@@ -69,9 +67,7 @@ class _Branch:
             return judge.score((down, up[:, rows].contiguous()))
 
         smoothed, weights = problem.weight / inv_smooth, self.weights * inv_smooth
-        self.low, rounds = refine(
-            smoothed, weights, self.low, recipe.refine, recipe.group_size, problem.t, score
-        )
+        self.low, rounds = refine(smoothed, weights, self.low, recipe.refine, recipe.group_size, problem.t, score)
         return rounds
 
 

@@ -57,9 +57,7 @@ def random_basis(channels: int, rank: int, limit: int, seed: int) -> torch.Tenso
     return torch.randn(channels, min(rank + OVERSAMPLING, limit), generator=generator)
 
 
-def truncated_svd(
-    matrix: torch.Tensor, rank: int, basis: torch.Tensor, power: int, weights: torch.Tensor
-) -> LowRank:
+def truncated_svd(matrix: torch.Tensor, rank: int, basis: torch.Tensor, power: int, weights: torch.Tensor) -> LowRank:
     """The first `rank` singular triplets of matrix · diag(weights), by randomised subspace iteration.
 
     matrix [N, K], weights [K]; `basis` [K, >= rank] starts it, and `power` rounds of A·Aᵀ sharpen it: 2 come

@@ -69,9 +69,7 @@ def each(
                     good, answer = pipe.recv()
                 except (EOFError, OSError) as ended:
                     process.join()
-                    raise WorkerDied(
-                        f"the process that worked on {task} ended with code {process.exitcode}"
-                    ) from ended
+                    raise WorkerDied(f"the process that worked on {task} ended with code {process.exitcode}") from ended
                 if not good:
                     error, trace = answer
                     raise error from RuntimeError(f"in a worker:\n{trace}")

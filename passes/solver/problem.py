@@ -61,24 +61,19 @@ def check(weight: np.ndarray, bias: np.ndarray | None, samples: np.ndarray | Non
     outputs, channels = weight.shape
     if recipe.rank > min(outputs, channels):
         raise ValueError(
-            f"rank is {recipe.rank}, but a weight of shape {(outputs, channels)} has at most "
-            f"{min(outputs, channels)}"
+            f"rank is {recipe.rank}, but a weight of shape {(outputs, channels)} has at most {min(outputs, channels)}"
         )
     if bias is not None and bias.shape != (outputs,):
         raise ValueError(f"the bias has shape {bias.shape}; the weight's {outputs} rows need {(outputs,)}")
     if samples is not None and (samples.ndim != 2 or samples.shape[1] != channels or not samples.shape[0]):
-        raise ValueError(
-            f"the samples have shape {samples.shape}; they must be [S, {channels}] with S at least 1"
-        )
+        raise ValueError(f"the samples have shape {samples.shape}; they must be [S, {channels}] with S at least 1")
     t = ELEMENT_TYPES[recipe.dtype]
     wide = _float32("weight", weight)
     offset = torch.zeros(outputs) if bias is None else _float32("bias", bias)
     inputs = None if samples is None else t.rounded(_float32("samples", samples))
     for name, values in (("bias", offset), ("samples", inputs)):
         if values is not None and not bool(torch.isfinite(t.rounded(values)).all()):
-            raise ValueError(
-                f"the {name} reach {float(values.abs().max())}, beyond {recipe.dtype}'s {t.largest}"
-            )
+            raise ValueError(f"the {name} reach {float(values.abs().max())}, beyond {recipe.dtype}'s {t.largest}")
     return Problem(wide, offset, inputs, recipe)
 
 
@@ -100,18 +95,14 @@ def _float32(name: str, values: np.ndarray) -> torch.Tensor:
     if values.dtype == np.float16:
         with warnings.catch_warnings():  # it says that a mapped file cannot be written to; nobody does
             warnings.simplefilter("ignore")
-            copy.copy_(
-                torch.from_numpy(np.ascontiguousarray(values))
-            )  # ten times faster than numpy's conversion
+            copy.copy_(torch.from_numpy(np.ascontiguousarray(values)))  # ten times faster than numpy's conversion
     else:
         copy.numpy()[...] = values
     if not bool(torch.isfinite(copy.sum())):  # one pass; the exact place is looked for only when there is one
         bad = (~torch.isfinite(copy)).nonzero()
         if len(bad):
             at = tuple(int(i) for i in bad[0])
-            raise ValueError(
-                f"the {name} hold {float(copy[at])} at {at} ({len(bad)} such values); all must be finite"
-            )
+            raise ValueError(f"the {name} hold {float(copy[at])} at {at} ({len(bad)} such values); all must be finite")
     return copy
 
 

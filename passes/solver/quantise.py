@@ -184,9 +184,7 @@ def branch_target(
     _branch_target(weight.numpy(), low_rank.numpy(), np.float32(step), group, True, *t.form, out.numpy())
 
 
-def weight_codes(
-    weight: torch.Tensor, group: int, clip: bool, t: ElementType
-) -> tuple[torch.Tensor, torch.Tensor]:
+def weight_codes(weight: torch.Tensor, group: int, clip: bool, t: ElementType) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes int8 [N, K] in -7..7 and scales float32 [N, groups], exact in T, infinite where T overflows."""
     codes = torch.empty(weight.shape, dtype=torch.int8)
     scales = torch.empty((weight.shape[0], group_count(weight.shape[1], group)), dtype=torch.float32)
@@ -206,16 +204,12 @@ def weight_values(codes: torch.Tensor, scales: torch.Tensor, group: int) -> torc
     return out
 
 
-def activation_values(
-    x: torch.Tensor, inv_smooth: torch.Tensor, variant: Variant, t: ElementType
-) -> torch.Tensor:
+def activation_values(x: torch.Tensor, inv_smooth: torch.Tensor, variant: Variant, t: ElementType) -> torch.Tensor:
     """Q(x̂) of the op as the values of its codes, float32 [S, K]; x̂ itself for a weight-only variant."""
     shift = np.float32(variant.act_shift)
     if not variant.quantises_activations:
         return (x + float(shift)) * inv_smooth
     out = torch.empty_like(x)
     bounds = np.float32(variant.qmin), np.float32(variant.qmax)
-    _activation_values(
-        x.numpy(), inv_smooth.numpy(), shift, variant.group_size, *bounds, *t.form, out.numpy()
-    )
+    _activation_values(x.numpy(), inv_smooth.numpy(), shift, variant.group_size, *bounds, *t.form, out.numpy())
     return out

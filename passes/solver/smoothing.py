@@ -46,9 +46,7 @@ def peaks(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
     return (problem.samples + problem.recipe.act_shift).abs().amax(0), problem.weight.abs().amax(0)
 
 
-def inverse_factors(
-    strength: Strength, x_peak: torch.Tensor, w_peak: torch.Tensor, problem: Problem
-) -> torch.Tensor:
+def inverse_factors(strength: Strength, x_peak: torch.Tensor, w_peak: torch.Tensor, problem: Problem) -> torch.Tensor:
     """inv_smooth float32 [K], values of T within the op's bounds.
 
     Scaled to a geometric mean of 1, which changes no code but keeps clear of the bounds. Channels that are
@@ -57,10 +55,7 @@ def inverse_factors(
     if not strength.step:
         return torch.ones_like(x_peak)
     live = (x_peak > 0) & (w_peak > 0)
-    log = (
-        strength.beta * torch.where(live, w_peak, 1.0).log()
-        - strength.alpha * torch.where(live, x_peak, 1.0).log()
-    )
+    log = strength.beta * torch.where(live, w_peak, 1.0).log() - strength.alpha * torch.where(live, x_peak, 1.0).log()
     centred = torch.where(live, log - log[live].mean(), 0.0) if bool(live.any()) else torch.zeros_like(log)
     return problem.t.rounded(centred.exp().clamp(INV_SMOOTH_MIN, INV_SMOOTH_MAX))
 

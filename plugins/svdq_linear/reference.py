@@ -22,12 +22,12 @@ STEEPEST = 1.13
 
 
 def quantize_activation(x: Array, inv_smooth: Array, variant: Variant, dtype: Any) -> tuple[Array, Array]:
-    """Q of the contract, bit for bit: per token and group, dynamic, with the scale rounded to T before its use.
+    """Q of the contract, bit for bit: per token and group, dynamic, divided by the scale as rounded to T.
 
-    x [..., K] and inv_smooth [K] are of any float type (values as T holds them); dtype is T. Returns q [M, K], int8
-    if the variant is signed, uint8 if not, and scale T[M, groups]; M is the product of x's leading dimensions.
-    A group with a NaN or an infinity has scale NaN (and q 0); one whose scale rounds to 0 has q 0.
-    Raises ValueError for a weight-only variant.
+    x [..., K] and inv_smooth [K] are of any float type (values as T holds them); dtype is T. Returns
+    q [M, K], int8 if the variant is signed, uint8 if not, and scale T[M, groups]; M is the product of x's
+    leading dimensions. A group with a NaN or an infinity has scale NaN (and q 0); one whose scale rounds
+    to 0 has q 0. Raises ValueError for a weight-only variant.
     """
     qmax, qmin, group = variant.qmax, variant.qmin, variant.group_size
     smoothed = _smoothed(x, inv_smooth, variant)
@@ -58,11 +58,11 @@ def svdq_linear(
 ) -> tuple[Array, Array]:
     """y of the contract and how far another implementation may be from it.
 
-    x T[..., K]; qweight int [N, K] in -7..7; wscale T[N, ceil(K/G)]; inv_smooth T[K]; down T[K, R], up T[R, N]
-    (both None, or R = 0, exactly if the variant has no branch); bias T[N] or None for zeros. T is x's dtype.
-    Returns y T[..., N] and tolerance float64[..., N]: 1 ulp of T at y, plus 2^-20 of the sum of the terms' magnitudes,
-    plus what x·down costs where float32 and float64 sums may round to different neighbours in T.
-    Raises ValueError where shapes, codes and variant do not fit together.
+    x T[..., K]; qweight int [N, K] in -7..7; wscale T[N, ceil(K/G)]; inv_smooth T[K]; down T[K, R],
+    up T[R, N] (both None, or R = 0, exactly if the variant has no branch); bias T[N] or None. T is x's
+    dtype. Returns y T[..., N] and tolerance float64[..., N]: 1 ulp of T at y, plus 2^-20 of the sum of the
+    terms' magnitudes, plus what x·down costs where float32 and float64 sums may round to different neighbours
+    in T. Raises ValueError where shapes, codes and variant do not fit together.
     """
     channels = x.shape[-1]
     _check(channels, qweight, wscale, inv_smooth, down, up, variant)
@@ -95,7 +95,7 @@ def svdq_linear(
 
 
 def agrees(actual: Array, expected: Array, tolerance: Array) -> Array:
-    """Elementwise: is `actual` within `tolerance` of `expected`? NaN agrees with NaN, an infinity with itself."""
+    """Elementwise: is `actual` within `tolerance` of `expected`? NaN agrees with NaN, inf with itself."""
     a, e = actual.astype(np.float64), expected.astype(np.float64)
     with np.errstate(all="ignore"):
         near = np.abs(a - e) <= tolerance
@@ -136,9 +136,7 @@ def _activate(z: Array, activation: str) -> Array:
 
 def _ulp(y: Array, dtype: Any) -> Array:
     """Distance from |y| to T's next larger number, float64."""
-    mantissa, smallest = {"float32": (23, -126), "float16": (10, -14), "bfloat16": (7, -126)}[
-        np.dtype(dtype).name
-    ]
+    mantissa, smallest = {"float32": (23, -126), "float16": (10, -14), "bfloat16": (7, -126)}[np.dtype(dtype).name]
     size = np.where(np.isfinite(y), np.abs(y), 0.0)
     _, exponent = np.frexp(np.maximum(size, 2.0**smallest))
     return np.ldexp(1.0, exponent - 1 - mantissa)
@@ -156,23 +154,15 @@ def _check(
     outputs = qweight.shape[0]
     groups = group_count(channels, variant.group_size)
     if qweight.shape != (outputs, channels) or inv_smooth.shape != (channels,):
-        raise ValueError(
-            f"x has K = {channels}, but qweight is {qweight.shape} and inv_smooth {inv_smooth.shape}"
-        )
+        raise ValueError(f"x has K = {channels}, but qweight is {qweight.shape} and inv_smooth {inv_smooth.shape}")
     if wscale.shape != (outputs, groups):
-        raise ValueError(
-            f"wscale is {wscale.shape}; groups of {variant.group_size} along K = {channels} need {(outputs, groups)}"
-        )
+        raise ValueError(f"wscale is {wscale.shape}; groups of {variant.group_size} need {(outputs, groups)}")
     if np.abs(qweight.astype(np.int32)).max(initial=0) > WEIGHT_QMAX:
         raise ValueError(f"qweight reaches {int(np.abs(qweight.astype(np.int32)).max())}; codes are -7..7")
     rank = 0 if down is None or up is None else down.shape[1]
     if (rank > 0) != variant.branch:
         raise ValueError(f"down and up have rank {rank}, but the variant says branch={variant.branch}")
-    if (
-        down is not None
-        and up is not None
-        and (down.shape != (channels, rank) or up.shape != (rank, outputs))
-    ):
+    if down is not None and up is not None and (down.shape != (channels, rank) or up.shape != (rank, outputs)):
         raise ValueError(
             f"down is {down.shape} and up {up.shape}; they must be {(channels, rank)} and {(rank, outputs)}"
         )

@@ -3,7 +3,7 @@
     x̂ = (x + act_shift) ⊙ inv_smooth
     y  = activation( Q(x̂) · dequant(qweight)ᵀ + (x · down) · up + bias )
 
-The scheme is SVDQuant's (arXiv 2411.05007); the shifts are those of its 4-bit unsigned activations after GELU.
+The scheme is SVDQuant's (arXiv 2411.05007); the shifts serve its unsigned activations.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def group_count(channels: int, group_size: int) -> int:
 
 
 def padded_channels(channels: int, group_size: int) -> int:
-    """K rounded up to whole groups. The missing channels are 0 after shift and smoothing, and so are their weights."""
+    """K rounded up to whole groups. Missing channels are 0 after shift and smoothing; their weights too."""
     return group_count(channels, group_size) * group_size
 
 
@@ -116,13 +116,11 @@ class Variant:
         parts = [f"a{self.act_bits}", "s" if self.act_signed else "u", f"g{self.group_size}", self.activation]
         parts.append("lr" if self.branch else "nolr")
         if self.act_shift:
-            parts.append(
-                "shift" + repr(float(self.act_shift)).replace(".", "p").replace("-", "m").replace("+", "")
-            )
+            parts.append("shift" + repr(float(self.act_shift)).replace(".", "p").replace("-", "m").replace("+", ""))
         return "_".join(parts)
 
     def attributes(self, rank: int | None = None) -> dict[str, int | float | str]:
-        """The node's attributes, in ONNX's types. With `rank` given, also the rank (a multiple of 16; 0 = no branch)."""
+        """The node's attributes, in ONNX's types; with `rank`, a multiple of 16 (0 = no branch), that too."""
         found: dict[str, int | float | str] = {
             "group_size": self.group_size,
             "act_bits": self.act_bits,
@@ -132,15 +130,13 @@ class Variant:
         }
         if rank is not None:
             if rank % RANK_MULTIPLE or (rank > 0) != self.branch:
-                raise ValueError(
-                    f"rank {rank} does not fit: a multiple of {RANK_MULTIPLE}, 0 exactly without a branch"
-                )
+                raise ValueError(f"rank {rank} does not fit: a multiple of {RANK_MULTIPLE}, 0 exactly without a branch")
             found["rank"] = rank
         return found
 
     @classmethod
     def from_attributes(cls, attributes: Mapping[str, int | float | str], branch: bool) -> Variant:
-        """Inverse of `attributes`; missing ones take the op's defaults. Others (rank, plugin_version) are ignored."""
+        """Inverse of `attributes`. Missing ones take the op's defaults; others, like rank, are ignored."""
         return cls(
             group_size=int(attributes.get("group_size", 64)),
             act_bits=int(attributes.get("act_bits", 4)),

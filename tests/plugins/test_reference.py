@@ -13,9 +13,7 @@ from plugins.svdq_linear.spec import Variant
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = [np.dtype(np.float32), np.dtype(np.float16), BF16]
-VARIANTS = [
-    Variant(group, bits, signed) for group in (64, 128) for bits in (4, 8) for signed in (True, False)
-]
+VARIANTS = [Variant(group, bits, signed) for group in (64, 128) for bits in (4, 8) for signed in (True, False)]
 UNSIGNED = Variant(act_signed=False)
 
 
@@ -62,6 +60,16 @@ def test_ties_go_to_even_codes():
     assert scale[0, 0] == 1 and codes[0, :7].tolist() == [7, 0, 2, 2, 0, -2, -6]
 
 
+def test_ties_are_ties_of_a_true_division():
+    """(k + 1/2) · s is halfway between codes; a product with 1/s misses that for some s."""
+    scales = (np.arange(1025, 2049, 16) / 1024).astype(np.float32)
+    x = np.zeros((64, 64), np.float32)
+    x[:, :8] = scales[:, None] * np.array([7, 0.5, 1.5, 2.5, 3.5, 4.5, 5.5, -6.5], np.float32)
+    codes, scale = quantize_activation(x, ones(64), Variant(), np.float16)
+    assert (scale[:, 0] == scales).all()
+    assert (codes[:, :8] == [7, 0, 2, 2, 4, 4, 6, -6]).all()
+
+
 def test_the_rounded_scale_is_the_divisor():
     """7.1875 / 7 is 1.0267857; float16 has 1.0263672, bfloat16 1.0234375. 1.538 is between their ties."""
     x = np.zeros((1, 64), np.float32)
@@ -101,9 +109,7 @@ def test_nan_and_infinity_spoil_their_group_and_row_and_no_other(variant, bad, d
     keep[1, 1] = False
     assert (scale[keep] == clean_scale[keep]).all()
     assert (codes[[0, 2]] == clean_codes[[0, 2]]).all() and (codes[1, 128:] == clean_codes[1, 128:]).all()
-    y, _ = svdq_linear(
-        x, *random_layer(5, 150, 64, 16, dtype), Variant(64, variant.act_bits, variant.act_signed)
-    )
+    y, _ = svdq_linear(x, *random_layer(5, 150, 64, 16, dtype), Variant(64, variant.act_bits, variant.act_signed))
     assert np.isnan(y[1].astype(np.float32)).all() and np.isfinite(y[[0, 2]].astype(np.float32)).all()
 
 

@@ -31,9 +31,7 @@ def test_every_variant_has_a_name_of_its_own_that_is_an_identifier():
 
 def test_names_are_stable():
     assert Variant().overload == "a4_s_g64_none_lr"
-    assert (
-        Variant(128, 8, False, spec.GELU_SHIFT, "silu", False).overload == "a8_u_g128_silu_nolr_shift0p171875"
-    )
+    assert Variant(128, 8, False, spec.GELU_SHIFT, "silu", False).overload == "a8_u_g128_silu_nolr_shift0p171875"
 
 
 def test_attributes_come_back():

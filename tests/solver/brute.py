@@ -38,9 +38,7 @@ def best_error(weight: np.ndarray, samples: np.ndarray, rank: int, group: int, t
     return _error(*_smoothed(weight, samples, chosen), rank, group, top, 100)
 
 
-def _smoothed(
-    weight: np.ndarray, samples: np.ndarray, candidate: tuple[float, float]
-) -> tuple[np.ndarray, np.ndarray]:
+def _smoothed(weight: np.ndarray, samples: np.ndarray, candidate: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
     alpha, beta = candidate
     w, x = weight.astype(np.float64), samples.astype(np.float64)
     scale = np.abs(x).max(0) ** alpha / np.abs(w).max(0) ** beta

@@ -12,9 +12,7 @@ def layer(outputs: int, channels: int, tokens: int = 96, seed: int = 0, dtype: t
     random = np.random.default_rng(seed)
     directions = min(48, outputs, channels)
     spectrum = np.arange(1, directions + 1) ** -0.7
-    weight = (random.standard_normal((outputs, directions)) * spectrum) @ random.standard_normal(
-        (directions, channels)
-    )
+    weight = (random.standard_normal((outputs, directions)) * spectrum) @ random.standard_normal((directions, channels))
     weight = weight / weight.std() + 0.5 * random.standard_normal((outputs, channels))
     scale = np.exp(0.5 * random.standard_normal(channels))
     scale[random.permutation(channels)[: max(2, channels // 64)]] *= 15

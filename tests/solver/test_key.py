@@ -32,9 +32,7 @@ def test_the_key_depends_on_every_input_and_every_choice():
 
 def test_the_key_does_not_depend_on_how_the_arrays_lie_in_memory():
     weight, bias, samples = layer(32, 64)
-    assert solve_key(np.asfortranarray(weight), bias, samples, Recipe()) == solve_key(
-        weight, bias, samples, Recipe()
-    )
+    assert solve_key(np.asfortranarray(weight), bias, samples, Recipe()) == solve_key(weight, bias, samples, Recipe())
 
 
 def test_the_key_changes_with_the_numerics(monkeypatch):

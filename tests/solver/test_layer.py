@@ -143,8 +143,7 @@ def test_unsigned_codes_halve_the_error_of_inputs_that_are_never_negative():
     weight, bias, samples = layer(128, 128)
     samples = np.abs(samples)
     signed, unsigned = (
-        solve_layer(weight, bias, samples, Recipe(rank=16, act_signed=s, smooth=False)).error
-        for s in (True, False)
+        solve_layer(weight, bias, samples, Recipe(rank=16, act_signed=s, smooth=False)).error for s in (True, False)
     )
     assert unsigned < 0.85 * signed
 

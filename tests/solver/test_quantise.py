@@ -53,6 +53,16 @@ def test_activations_are_the_oracles_bit_for_bit(name, variant):
     assert np.array_equal(activation_values(x, inv_smooth, variant, t).numpy(), wanted)
 
 
+def test_ties_are_ties_of_a_true_division():
+    """(k + 1/2) · s is halfway between codes; a product with 1/s misses that for some s."""
+    t = ELEMENT_TYPES["float16"]
+    scale = (torch.arange(1025, 2049, 16) / 1024).view(-1, 1)
+    x = torch.zeros(64, 64)
+    x[:, :8] = scale * torch.tensor([7, 0.5, 1.5, 2.5, 3.5, 4.5, 5.5, -6.5])
+    y = activation_values(x, torch.ones(64), Variant(), t)
+    assert torch.equal(y[:, :8] / scale, torch.tensor([7, 0, 2, 2, 4, 4, 6, -6.0]).expand(64, 8))
+
+
 def test_a_scale_beyond_t_spoils_the_group_as_in_the_op():
     x = torch.full((1, 64), 60000.0)
     y = activation_values(x, torch.full((64,), 1024.0), Variant(), ELEMENT_TYPES["float16"])
@@ -61,9 +71,7 @@ def test_a_scale_beyond_t_spoils_the_group_as_in_the_op():
 
 def test_a_weight_only_variant_passes_the_smoothed_activation():
     x = torch.tensor([[1.0, -2.0]])
-    y = activation_values(
-        x, torch.tensor([2.0, 0.5]), Variant(act_bits=16, act_shift=0.25), ELEMENT_TYPES["float16"]
-    )
+    y = activation_values(x, torch.tensor([2.0, 0.5]), Variant(act_bits=16, act_shift=0.25), ELEMENT_TYPES["float16"])
     assert y.tolist() == [[2.5, -0.875]]
 
 

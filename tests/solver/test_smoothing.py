@@ -44,11 +44,7 @@ def test_coarse_to_fine_is_within_a_percent_of_all_39(shape, bits, monkeypatch):
 def test_inverse_factors_follow_the_formula_up_to_one_common_factor():
     weight, bias, samples = layer(64, 128, dtype=np.float32)
     problem = check(weight, bias, samples, Recipe(dtype="float32", rank=16, act_shift=0.25))
-    got = (
-        smoothing.inverse_factors(smoothing.Strength(14, True), *smoothing.peaks(problem), problem)
-        .double()
-        .numpy()
-    )
+    got = smoothing.inverse_factors(smoothing.Strength(14, True), *smoothing.peaks(problem), problem).double().numpy()
     wanted = np.abs(weight).max(0) ** 0.3 / np.abs(samples + np.float32(0.25)).max(0) ** 0.7
     np.testing.assert_allclose(got / got[0], wanted / wanted[0], rtol=1e-4)
     assert np.exp(np.log(got).mean()) == pytest.approx(1, rel=1e-4)
