@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from artifact.errors import UserError
+from engines.external import pieces
 
 # What the graph's inputs may be, and the numpy dtype that a feed is cast to.
 _DTYPES = {
@@ -102,6 +103,7 @@ def _open(model: Path, name: str, threads: int | None) -> Any:
 
     if not model.is_file():
         raise UserError(f"{model} is missing: copy the artifact again or rebuild it.")
+    pieces(model)  # refuses weights outside the model's directory, whatever onnxruntime thinks of them
     options = ort.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     options.add_session_config_entry(*_EXACT_MATMUL)

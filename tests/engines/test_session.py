@@ -83,10 +83,32 @@ def test_outputs_that_are_not_finite_are_refused(tmp_path: Path, value: float) -
 def test_a_file_that_onnxruntime_refuses_is_a_sentence(tmp_path: Path) -> None:
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(double(tmp_path / "m.onnx").read_bytes()[:40])
-    with pytest.raises(UserError, match="refuses .*broken.onnx, the graph of 'unet'"):
+    with pytest.raises(UserError, match="broken.onnx is no ONNX graph"):
         Session(broken, "unet").open()
+    unknown = onnx.load(double(tmp_path / "m.onnx"))
+    unknown.graph.node[0].op_type = "NoSuchOperator"
+    onnx.save(unknown, tmp_path / "unknown.onnx")
+    with pytest.raises(UserError, match="refuses .*unknown.onnx, the graph of 'unet'"):
+        Session(tmp_path / "unknown.onnx", "unet").open()
     with pytest.raises(UserError, match="none.onnx is missing"):
         Session(tmp_path / "none.onnx", "unet").open()
+
+
+@pytest.mark.parametrize("location", ["../weights.bin", "/etc/hostname", "link"])
+def test_weights_outside_the_model_s_directory_are_refused(tmp_path: Path, location: str) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (tmp_path / "weights.bin").write_bytes(b"\0" * 12)
+    (folder / "link").symlink_to(tmp_path / "weights.bin")
+    model = onnx.load(double(folder / "m.onnx"))
+    weight = model.graph.initializer.add(name="w", data_type=TensorProto.FLOAT, dims=[3])
+    weight.data_location = TensorProto.EXTERNAL
+    for key, value in {"location": location, "offset": "0", "length": "12"}.items():
+        weight.external_data.add(key=key, value=value)
+    model.graph.node[0].input[1] = "w"
+    (folder / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(UserError, match="leads out of"):
+        Session(folder / "m.onnx", "unet").open()
 
 
 def test_a_closed_session_opens_again(tmp_path: Path) -> None:
