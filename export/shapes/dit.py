@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -81,9 +82,12 @@ class Training:
 
     starts = (1, 0)  # CLIP puts a start token before the first word, T5 does not
 
-    def __init__(self, vae: AutoencoderKL):
+    def __init__(self, vae: AutoencoderKL, folder: Path):
         self.vae = vae
-        self.tokenizers = [vocabulary.clip_tokenizer(), vocabulary.t5_tokenizer()]
+        self.tokenizers = [
+            vocabulary.clip_tokenizer(vocabulary.kept_pairs(folder / "vocabulary.json")),
+            vocabulary.t5_tokenizer(),
+        ]
         self.clip: CLIPTextModel = text.build_clip(self.tokenizers[0], width=64, layers=2)
         self.t5 = build_t5(len(self.tokenizers[1]))
         self.transformer = build_transformer()

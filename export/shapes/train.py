@@ -35,7 +35,7 @@ def train_denoiser(folder: Path, vae_folder: Path, family: str, schedule: Schedu
     """Trains a denoiser and its text encoders into the pipeline directory `folder/shapes-<family>`."""
     torch.manual_seed(seed)
     autoencoder = AutoencoderKL.from_pretrained(vae_folder).eval().requires_grad_(False)
-    training = FAMILIES[family].Training(autoencoder)
+    training = FAMILIES[family].Training(autoencoder, folder)
     sizes = {k: sum(p.numel() for p in m.parameters()) for k, m in training.modules.items()}
     print("parameters", sizes, "vae", sum(p.numel() for p in autoencoder.parameters()), flush=True)
     pool = Pool(autoencoder, training.tokenizers, training.starts, POOL, seed + resume)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -58,9 +59,9 @@ class Training:
 
     starts = (1,)  # CLIP puts a start token before the first word
 
-    def __init__(self, vae: AutoencoderKL):
+    def __init__(self, vae: AutoencoderKL, folder: Path):
         self.vae = vae
-        self.tokenizers = [vocabulary.clip_tokenizer()]
+        self.tokenizers = [vocabulary.clip_tokenizer(vocabulary.kept_pairs(folder / "vocabulary.json"))]
         self.clip = text.build_clip(self.tokenizers[0], width=TEXT_WIDTH, layers=2)
         self.unet = build_unet().to(memory_format=torch.channels_last)
         self.reader = Reader(TEXT_WIDTH)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import string
+from pathlib import Path
+from typing import Any
 
 import tokenizers
 import torch
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase, T5Tokenizer
+
+from artifact.files import write_json
 
 from . import data
 
@@ -19,11 +23,11 @@ WORDS = sorted(
 _LETTERS = list(string.ascii_lowercase)
 
 
-def clip_tokenizer() -> CLIPTokenizer:
-    """Byte-pair tokenizer in CLIP's format.
+def learnt_pairs() -> dict[str, Any]:
+    """`vocab` {token: number} and `merges` of a byte-pair model of the word list.
 
-    The merges are learnt from the word list, because merges made by hand collide ("triangle" is split by a merge of
-    "right"). Padding has its own token: CLIP pools at the first end token.
+    Learnt, because merges made by hand collide ("triangle" is split by a merge of "right"). Words all count alike
+    and the trainer breaks ties differently in every process: a run must keep what it was given.
     """
     pairs = tokenizers.Tokenizer(tokenizers.models.BPE(end_of_word_suffix="</w>"))
     pairs.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
@@ -35,7 +39,18 @@ def clip_tokenizer() -> CLIPTokenizer:
         show_progress=False,
     )
     pairs.train_from_iterator(WORDS + _LETTERS, trainer)
-    learnt = json.loads(pairs.to_str())["model"]
+    return json.loads(pairs.to_str())["model"]
+
+
+def kept_pairs(file: Path) -> dict[str, Any]:
+    """`learnt_pairs` of a training run: read from `file` where the run has begun, else learnt and written there."""
+    if not file.exists():
+        write_json(file, {k: v for k, v in learnt_pairs().items() if k in ("vocab", "merges")})
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def clip_tokenizer(learnt: dict[str, Any]) -> CLIPTokenizer:
+    """Byte-pair tokenizer in CLIP's format. Padding has its own token: CLIP pools at the first end token."""
     vocabulary = ["<|startoftext|>", "<|endoftext|>", "<|pad|>"]
     vocabulary += sorted(learnt["vocab"], key=learnt["vocab"].get)
     return CLIPTokenizer(

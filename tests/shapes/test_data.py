@@ -8,6 +8,10 @@ import pytest
 from export.shapes import data, prompts, reading, vocabulary
 
 
+def new_clip_tokenizer():
+    return vocabulary.clip_tokenizer(vocabulary.learnt_pairs())
+
+
 def scenes(count=300):
     rng = random.Random(0)
     return [data.random_scene(rng, 1 + i % 2) for i in range(count)]
@@ -66,7 +70,7 @@ def test_drawing_repeats_with_its_seed_and_moves_with_another():
     assert not np.array_equal(first, other)
 
 
-@pytest.mark.parametrize("build", [vocabulary.clip_tokenizer, vocabulary.t5_tokenizer])
+@pytest.mark.parametrize("build", [new_clip_tokenizer, vocabulary.t5_tokenizer])
 def test_every_caption_word_is_one_token(build):
     tokenizer = build()
     for word in vocabulary.WORDS:
@@ -75,8 +79,14 @@ def test_every_caption_word_is_one_token(build):
     assert len(tokenizer(longest).input_ids) <= vocabulary.MAX_TOKENS
 
 
+def test_a_run_that_goes_on_keeps_its_vocabulary(tmp_path, monkeypatch):
+    first = vocabulary.kept_pairs(tmp_path / "run" / "vocabulary.json")
+    monkeypatch.setattr(vocabulary, "learnt_pairs", lambda: pytest.fail("learnt again"))
+    assert vocabulary.kept_pairs(tmp_path / "run" / "vocabulary.json") == first
+
+
 def test_an_unknown_word_is_spelt_with_letters():
-    tokenizer = vocabulary.clip_tokenizer()
+    tokenizer = new_clip_tokenizer()
     assert len(tokenizer("fox", add_special_tokens=False).input_ids) == 3
 
 
