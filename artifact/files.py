@@ -55,7 +55,9 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 def as_user_error(error: OSError, path: Path) -> Exception:
     """The sentence for an operating-system error met while writing `path`; the error itself where it is no user's."""
-    if error.errno == errno.ENOSPC:
+    # numpy's tofile reports a short write, which is a full disk, without an errno.
+    short = error.errno is None and " requested and " in str(error)
+    if error.errno == errno.ENOSPC or short:
         free = shutil.disk_usage(_existing(path)).free
         return UserError(
             f"The disk that holds {path.parent} is full ({free / 2**20:.0f} MiB free): make space or choose another "

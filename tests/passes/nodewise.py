@@ -23,8 +23,9 @@ def alone(model: ir.Model, node: ir.Node) -> bytes:
     k = int(node.inputs[1].shape[1])
     values = [ir.Value(name="x", shape=ir.Shape(["M", k]), type=ir.TensorType(dtype))]
     for value in node.inputs[1:]:
-        copy = ir.Value(name=value.name, const_value=value.const_value)
-        copy.type, copy.shape = ir.TensorType(value.const_value.dtype), value.const_value.shape
+        tensor = ir.tensor(np.array(value.const_value.numpy()), dtype=value.const_value.dtype)  # off the file
+        copy = ir.Value(name=value.name, const_value=tensor)
+        copy.type, copy.shape = ir.TensorType(tensor.dtype), tensor.shape
         values.append(copy)
     assert x is not None
     call = ir.node(node.op_type, values, node.attributes, domain=DOMAIN, overload=node.overload, name="call")

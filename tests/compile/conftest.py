@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.build.commands import SMALL, build
+from tests.compile.commands import SMALL, build
 
 
 @pytest.fixture(scope="session")

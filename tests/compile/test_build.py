@@ -18,7 +18,7 @@ import onnxruntime as ort
 import pytest
 
 from artifact.manifest import Artifact
-from tests.build.commands import SMALL, build, onnx_files, refused, start
+from tests.compile.commands import SMALL, build, onnx_files, refused, start
 from tests.passes.nodewise import disagreements, svdq_nodes
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from artifact.lock import held
-from tests.build.commands import ROOT, refused
+from tests.compile.commands import ROOT, refused
 
 MODEL = ROOT / "export" / "bundled" / "shapes-dit"
 
