@@ -34,7 +34,7 @@ def quantize_activation(x: Array, inv_smooth: Array, variant: Variant, dtype: An
     rows, channels = smoothed.shape
     padded = np.zeros((rows, padded_channels(channels, group)), np.float32)
     padded[:, :channels] = smoothed
-    groups = padded.reshape(rows, -1, group)
+    groups = padded.reshape(rows, padded.shape[1] // group, group)
     with np.errstate(all="ignore"):
         peak = np.abs(groups).max(-1) if variant.act_signed else np.maximum(groups, np.float32(0)).max(-1)
         peak = np.where(np.isfinite(groups).all(-1), peak, np.float32(np.nan))
@@ -42,7 +42,7 @@ def quantize_activation(x: Array, inv_smooth: Array, variant: Variant, dtype: An
         divisor = scale.astype(np.float32)[..., None]
         ratio = np.where(divisor > 0, groups / np.where(divisor > 0, divisor, np.float32(1)), np.float32(0))
         codes = np.clip(np.rint(ratio), qmin, qmax)
-    codes = codes.reshape(rows, -1)[:, :channels]
+    codes = codes.reshape(padded.shape)[:, :channels]
     return codes.astype(np.int8 if variant.act_signed else np.uint8), scale
 
 

@@ -1,4 +1,4 @@
-"""One small build of the bundled model, and its store, for all tests of the command."""
+"""One small build of each bundled model, and their store, for all tests of the command."""
 
 from __future__ import annotations
 
@@ -22,4 +22,13 @@ def built(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     code, stdout, stderr = build("--out", out, "--cache", cache, "--compare", "int4-rtn", *SMALL)
     assert code == 0, stderr
     assert "report.html" in stdout
+    return out
+
+
+@pytest.fixture(scope="session")
+def built_unet(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    """An artifact of shapes-unet with svdq-int4 and fp16."""
+    out = tmp_path_factory.mktemp("built") / "unet"
+    code, _, stderr = build("--model", "shapes-unet", "--out", out, "--cache", cache, *SMALL)
+    assert code == 0, stderr
     return out

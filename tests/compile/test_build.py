@@ -22,12 +22,15 @@ from tests.compile.commands import SMALL, build, onnx_files, refused, start
 from tests.passes.nodewise import disagreements, svdq_nodes
 
 
-def test_every_graph_passes_the_checker_opens_in_plain_onnxruntime_and_names_no_machine(built: Path) -> None:
+def test_every_graph_passes_the_checker_opens_in_plain_onnxruntime_and_names_no_machine(
+    built: Path, built_unet: Path
+) -> None:
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    paths = sorted(built.glob("*/*.onnx"))
-    assert len(paths) == 7  # five components in 16 bits, the transformer in two presets more
-    for path in paths:
+    dit, unet = sorted(built.glob("*/*.onnx")), sorted(built_unet.glob("*/*.onnx"))
+    assert len(dit) == 7  # five components in 16 bits, the transformer in two presets more
+    assert len(unet) == 5  # four components in 16 bits, the UNet in one preset more
+    for path in (*dit, *unet):
         onnx.checker.check_model(str(path), full_check=True)
         ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         text = path.read_bytes()
@@ -35,12 +38,13 @@ def test_every_graph_passes_the_checker_opens_in_plain_onnxruntime_and_names_no_
             assert word.encode() not in text, f"{path.name} holds {word}"
 
 
-def test_every_fused_node_equals_the_oracle(built: Path) -> None:
-    for preset in ("svdq-int4", "int4-rtn"):
-        model = ir.load(built / "transformer" / f"{preset}.onnx")
+def test_every_fused_node_equals_the_oracle(built: Path, built_unet: Path) -> None:
+    graphs = ("transformer/svdq-int4.onnx", "transformer/int4-rtn.onnx")
+    for path in (*(built / name for name in graphs), built_unet / "unet/svdq-int4.onnx"):
+        model = ir.load(path)
         assert len(svdq_nodes(model)) > 20
         for name, wrong, worst in disagreements(model, rows=9):
-            assert wrong == 0, f"{preset} {name}: {wrong} elements beyond the bound, the worst at {worst:.2f} of it"
+            assert wrong == 0, f"{path} {name}: {wrong} elements beyond the bound, the worst at {worst:.2f} of it"
 
 
 def test_what_stays_in_16_bits_is_what_the_family_says(built: Path) -> None:
