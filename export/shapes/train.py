@@ -4,10 +4,11 @@
     python -m export.shapes.train dit         --out runs --minutes 28 --decay 20    # text encoders and transformer
     python -m export.shapes.train decoder-dit --out runs --minutes 4  --decay 5     # may run beside `dit`
 
-and likewise vae-unet (12 + 4), unet (26 + 12) and decoder-unet (2 + 3). The numbers are CPU minutes of one thread of a
+and likewise vae-unet (12 + 4), unet (85 + 14) and decoder-unet (2 + 3). The numbers are CPU minutes of one thread of a
 Sapphire Rapids Xeon without AMX, shared with other work: what the bundled models took, from seed 0. Their training was
-interrupted: each decay was two in a row, the second with seed 1 and half the scenes of one object instead of a third;
-dit's first 330 steps had batches of 64, unet's first 430 used AdamW alone. A file named `anneal` in a run's folder
+interrupted: the decays of dit and of the autoencoders were two in a row, the second with seed 1 and half the scenes of
+one object instead of a third; unet had decayed from minute 26 to 38 already when it went on, with seed 7, at the constant
+rate. dit's first 330 steps had batches of 64, unet's first 430 used AdamW alone. A file named `anneal` in a run's folder
 starts its decay early; `--resume` with more minutes goes on from state.pt.
 """
 
