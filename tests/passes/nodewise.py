@@ -63,7 +63,8 @@ def oracle(node: ir.Node, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def disagreements(model: ir.Model, rows: int = 33, seed: int = 0) -> Iterator[tuple[str, int, float]]:
     """(node name, elements out of the bound, worst error over bound) of every fused node, on random inputs.
 
-    The inputs have outliers, a row of zeros and, in one row, a NaN.
+    The inputs have outliers, a row of zeros, rows with a NaN first in a group and inside one, a row with an infinity and
+    one of numbers so small that float16 scales are subnormal.
     """
     rng = np.random.default_rng(seed)
     options = ort.SessionOptions()
@@ -73,7 +74,11 @@ def disagreements(model: ir.Model, rows: int = 33, seed: int = 0) -> Iterator[tu
         k = int(node.inputs[1].shape[1])
         x = rng.standard_normal((rows, k)) * np.exp(rng.standard_normal(k))
         x[1] = 0
-        x[2, k // 2] = np.nan
+        group = variant_of(node).group_size
+        x[2, k // 2 // group * group] = np.nan
+        x[3, k // 2 // group * group + 9] = np.nan
+        x[4, k - 3] = np.inf
+        x[5] *= 1e-7
         x = x.astype(node.inputs[-1].const_value.dtype.numpy())
         session = ort.InferenceSession(alone(model, node), options, providers=["CPUExecutionProvider"])
         y = session.run(None, {"x": x})[0]

@@ -55,3 +55,18 @@ def test_an_add_that_is_not_the_bias_is_not_taken_for_it() -> None:
     model = b.model({"x": ["B", 4]}, {"y": ["B", 4]})
     (linear,) = find_linears(model.graph)
     assert linear.bias is None and linear.add is None
+
+
+def test_a_single_number_that_is_added_is_no_bias() -> None:
+    b = GraphBuilder()
+    product = b.linear("fc", "x", 4, 4, bias=False)
+    b.rename(b.node("Add", [product, b.weight("one", np.ones(1))]), "y")
+    (linear,) = find_linears(b.model({"x": ["B", 4]}, {"y": ["B", 4]}).graph)
+    assert linear.bias is None
+
+
+def test_a_weight_that_is_not_transposed_makes_no_linear() -> None:
+    b = GraphBuilder()
+    b.weight("fc.weight", b.rng.standard_normal((4, 4)))
+    b.rename(b.node("MatMul", ["x", b.node("Transpose", ["fc.weight"], perm=[0, 1])]), "y")
+    assert find_linears(b.model({"x": ["B", 4]}, {"y": ["B", 4]}).graph) == []

@@ -111,18 +111,31 @@ def test_a_solved_layer_that_the_graph_lacks_is_refused(solve: Solve) -> None:
         Int4Qdq(solved)(layered(BLOCK_POLICY)(model).model)
 
 
-def silu_model(other_reader: bool) -> ir.Model:
+def test_int4_qdq_writes_the_solver_s_arrays_and_drops_the_16_bit_weight(solve: Solve) -> None:
+    model = layered(BLOCK_POLICY)(block("float16")).model
+    solved = solve(block("float16"), "svdq-int4", "float16")
+    Int4Qdq(solved)(model)
+    initializers = model.graph.initializers
+    for name, found in solved.items():
+        for field in ("qweight", "wscale", "inv_smooth", "bias"):
+            written = initializers[f"{name}.{field}"].const_value.numpy()
+            assert (written.astype(np.float32) == getattr(found.layer, field).astype(np.float32)).all(), (name, field)
+        assert f"{name}.weight" not in initializers
+
+
+def silu_model(other_reader: str | None) -> ir.Model:
     b = GraphBuilder()
     y = b.linear("attn.fc", "x", 64, 64)
     z = b.node("Mul", [y, b.node("Sigmoid", [y])])
-    b.rename(b.node("Add", [z, y]) if other_reader else z, "y")
+    other = {"Add": ["x", y], "Mul": ["x", y], "Sigmoid": [y]}
+    b.rename(b.node("Add", [z, b.node(other_reader, other[other_reader])]) if other_reader else z, "y")
     return b.model({"x": ["B", 64]}, {"y": ["B", 64]})
 
 
 def test_silu_is_absorbed_and_computes_the_same(tmp_path: Path, solve: Solve) -> None:
     x = np.random.default_rng(3).standard_normal((7, 64)).astype(np.float32)
-    before = run(silu_model(False), tmp_path, x=x)
-    model = silu_model(False)
+    before = run(silu_model(None), tmp_path, x=x)
+    model = silu_model(None)
     model = PRESETS["w4a16"].apply(model, BLOCK_POLICY, solve(model, "w4a16", "float32"))
     (node,) = svdq_nodes(model)
     assert variant_of(node).activation == "silu" and ops(model) == {"SvdqLinear": 1}
@@ -130,8 +143,9 @@ def test_silu_is_absorbed_and_computes_the_same(tmp_path: Path, solve: Solve) ->
     assert all(wrong == 0 for _, wrong, _ in disagreements(model))
 
 
-def test_an_activation_beside_another_reader_is_not_absorbed(solve: Solve) -> None:
-    model = silu_model(True)
+@pytest.mark.parametrize("reader", ["Add", "Mul", "Sigmoid"])
+def test_an_activation_beside_another_reader_is_not_absorbed(solve: Solve, reader: str) -> None:
+    model = silu_model(reader)
     solved = solve(model, "w4a16", "float32")
     Int4Qdq(solved)(model)
     assert not AbsorbActivation(solved)(model).modified
