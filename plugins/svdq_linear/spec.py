@@ -17,6 +17,10 @@ DOMAIN = "svdq"
 OP_TYPE = "SvdqLinear"
 OP_VERSION = 1
 
+#: The TensorRT plugin of the same name. The namespace is the registry's default.
+PLUGIN_VERSION = "1"
+PLUGIN_NAMESPACE = ""
+
 #: Inputs in node order. down and up are absent where the variant has no branch.
 INPUTS = ("x", "qweight", "wscale", "inv_smooth", "down", "up", "bias")
 BRANCH_INPUTS = ("down", "up")

@@ -33,9 +33,9 @@ template <class T, Codes codes, int kWarpsM, int kWarpsN, int kBlocks, int kAske
         constexpr int kCodeCopies = kCodes / kThreads, kWeightCopies = kWeights / kThreads;
         static_assert(kCodes % kThreads == 0 && kWeights % kThreads == 0 && kRowScales + kColumnScales <= kThreads);
         static_assert(kThreads % kFragment == 0 && kThreads % 128 == 0 && kWarpsN <= 2);
-        int const t = ptx::opaque(threadIdx.x);
-        int const row_block0 = blockIdx.x * kRowBlocks, column_block0 = blockIdx.y * kWarpsN;
-        bool const whole = column_block0 + kWarpsN <= p.column_blocks;
+        uint32_t const t = ptx::opaque(threadIdx.x);
+        uint32_t const row_block0 = blockIdx.x * kRowBlocks, column_block0 = blockIdx.y * kWarpsN;
+        bool const whole = column_block0 + kWarpsN <= static_cast<uint32_t>(p.column_blocks);
 
         uint32_t const codes_at = (row_block0 + t / kFragment) * p.steps * kFragment + t % kFragment + k * kFragment;
         SVDQ_UNROLL
@@ -50,7 +50,7 @@ template <class T, Codes codes, int kWarpsM, int kWarpsN, int kBlocks, int kAske
 
         if (t >= kRowScales + kColumnScales) return;
         uint32_t const group = k >> p.group_shift;
-        int const c = t - kRowScales;
+        uint32_t const c = t - kRowScales;
         ptx::cp_async16(stage + kCodes + kWeights + t,
                         t < kRowScales ? static_cast<uint4 const*>(p.scales) + (row_block0 * 2 + t + group * (2 * p.row_blocks))
                                        : static_cast<uint4 const*>(p.wscale) +

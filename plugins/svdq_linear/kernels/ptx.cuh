@@ -80,7 +80,7 @@ SVDQ_DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "
 template <int groups> SVDQ_DEVICE void cp_async_wait() { asm volatile("cp.async.wait_group %0;" :: "n"(groups) : "memory"); }
 
 // A number of which the compiler knows nothing: what is computed from it is not kept from one loop round to the next.
-SVDQ_DEVICE int opaque(int value) {
+SVDQ_DEVICE uint32_t opaque(uint32_t value) {
     asm volatile("" : "+r"(value));
     return value;
 }

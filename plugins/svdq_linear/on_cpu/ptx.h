@@ -161,7 +161,7 @@ template <int groups> inline void cp_async_wait() {
     }
 }
 
-inline int opaque(int value) { return value; }
+inline uint32_t opaque(uint32_t value) { return value; }
 
 }  // namespace ptx
 
