@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from export.components import DTYPES, Component
 from export.source import Source
 
 LIMIT = {"float32": 1e-4, "float16": 5e-3}  # largest difference over largest value
+# Where torch's own float16 arithmetic is further from float32 than that, so may the graph be: random inputs drive some
+# networks to where every rounding is amplified. An export that is wrong differs by far more than a rounding.
+OF_ROUNDING = 2.0
 
 
 class ExportDiffers(Exception):
@@ -22,8 +26,9 @@ class ExportDiffers(Exception):
 def check_against_torch(model_path: Path, source: Source, component: Component, dtype: str) -> list[dict[str, Any]]:
     """Run the graph on onnxruntime and the module, loaded by its own library in float32, on equal inputs.
 
-    Returns one entry per shape and output: {"shapes", "output", "max_abs_error", "max_abs", "relative"}, relative =
-    max_abs_error / max_abs. Raises ExportDiffers naming the component and the figure where it passes LIMIT.
+    Returns one entry per shape and output: {"shapes", "output", "max_abs_error", "max_abs", "relative", "allowed"},
+    relative = max_abs_error / max_abs. `allowed` is LIMIT, or OF_ROUNDING times what torch's own float16 arithmetic is
+    off by, if that is more. Raises ExportDiffers naming the component and the figure where one passes it.
     """
     dtype = component.dtype(dtype)
     row = component.row
@@ -41,15 +46,27 @@ def check_against_torch(model_path: Path, source: Source, component: Component, 
         expected = expected if isinstance(expected, tuple) else (expected,)
         actual = session.run(list(row.outputs), {k: v.numpy() for k, v in inputs.items() if k in wanted})
         sizes = {k: list(v.shape) for k, v in inputs.items()}
-        for name, want, have in zip(row.outputs, expected, actual, strict=True):
-            found.append({"shapes": sizes, "output": name, **_difference(have, want.numpy())})
-    worst = max(found, key=lambda f: f["relative"])
-    if not worst["relative"] <= LIMIT[dtype]:  # NaN fails, too
-        raise ExportDiffers(
-            f"{component.name}: {worst['output']} of the {dtype} graph differs from torch by {worst['relative']:.2e} "
-            f"of its largest value at {worst['shapes']} (allowed {LIMIT[dtype]:.0e})."
-        )
+        for i, (name, want, have) in enumerate(zip(row.outputs, expected, actual, strict=True)):
+            entry = {"shapes": sizes, "output": name, **_difference(have, want.numpy()), "allowed": LIMIT[dtype]}
+            if dtype == "float16" and not entry["relative"] <= LIMIT[dtype]:
+                entry["allowed"] = max(LIMIT[dtype], OF_ROUNDING * _rounding(module, call, inputs, i, want.numpy()))
+            if not entry["relative"] <= entry["allowed"]:  # NaN fails, too
+                raise ExportDiffers(
+                    f"{component.name}: {name} of the {dtype} graph differs from torch by {entry['relative']:.2e} "
+                    f"of its largest value at {sizes} (allowed {entry['allowed']:.0e})."
+                )
+            found.append(entry)
     return found
+
+
+def _rounding(
+    module: torch.nn.Module, call: Any, inputs: dict[str, torch.Tensor], output: int, want: np.ndarray
+) -> float:
+    """How far the module is off when torch itself computes it in float16."""
+    half = copy.deepcopy(module).half()
+    with torch.no_grad():
+        found = call(half, **inputs)
+    return _difference((found if isinstance(found, tuple) else (found,))[output].numpy(), want)["relative"]
 
 
 def _torch_module(source: Source, component: Component) -> torch.nn.Module:
