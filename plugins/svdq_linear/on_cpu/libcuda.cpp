@@ -55,6 +55,7 @@ EXPORT int cuDeviceGetAttribute(int* value, int attribute, int) {
         case 16: return *value = processors(), kSuccess;
         case 75: return *value = capability() / 10, kSuccess;
         case 76: return *value = capability() % 10, kSuccess;
+        case 38: return *value = 1 << 20, kSuccess;  // bytes of L2
         default: return *value = 0, kSuccess;
     }
 }
@@ -71,6 +72,7 @@ EXPORT int cuMemFree_v2(void* pointer) { return std::free(pointer), kSuccess; }
 EXPORT int cuMemcpyHtoD_v2(void* to, void const* from, size_t bytes) { return std::memcpy(to, from, bytes), kSuccess; }
 EXPORT int cuMemcpyDtoH_v2(void* to, void const* from, size_t bytes) { return std::memcpy(to, from, bytes), kSuccess; }
 EXPORT int cuMemcpyDtoD_v2(void* to, void const* from, size_t bytes) { return std::memcpy(to, from, bytes), kSuccess; }
+EXPORT int cuMemcpyDtoDAsync_v2(void* to, void const* from, size_t bytes, void*) { return std::memcpy(to, from, bytes), kSuccess; }
 EXPORT int cuMemsetD8_v2(void* to, unsigned char value, size_t bytes) { return std::memset(to, value, bytes), kSuccess; }
 EXPORT int cuMemsetD8Async(void* to, unsigned char value, size_t bytes, void*) { return std::memset(to, value, bytes), kSuccess; }
 
