@@ -96,15 +96,13 @@ template <class T, Codes codes, int kWarpsM, int kWarpsN, int kBlocks, int kAske
             ptx::cp_async_commit();  // empty groups too: the count of groups is what is waited for
         }
         float sums[kBlocks][8][4] = {};
-        int stage = 0;
         for (int k = begin; k < end; ++k) {
             ptx::cp_async_wait<kStages - 2>();
             __syncthreads();  // the copies of step k are visible; the stage of step k - 1 is free
             int const ahead = k + kStages - 1;
-            if (ahead < end) copy(stages[stage == 0 ? kStages - 1 : stage - 1], p, ahead);
+            if (ahead < end) copy(stages[(ahead - begin) % kStages], p, ahead);
             ptx::cp_async_commit();
-            multiply(sums, stages[stage], warp_m, warp_n, lane);
-            stage = stage + 1 == kStages ? 0 : stage + 1;
+            multiply(sums, stages[(k - begin) % kStages], warp_m, warp_n, lane);
         }
 
         if (gridDim.z > 1) {

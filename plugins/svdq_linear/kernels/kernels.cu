@@ -10,8 +10,10 @@
 #if defined(SVDQ_ON_CPU)
 #define SVDQ_KERNEL(name, threads, Params, body) SVDQ_REGISTER(name, Params, body)
 #else
+// Two blocks of 128 threads to a multiprocessor, or one of 256: without the second number, ptxas makes room for more and
+// spills.
 #define SVDQ_KERNEL(name, threads, Params, body) \
-    extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Params p) { body; }
+    extern "C" __global__ void __launch_bounds__(threads, 256 / (threads)) name(const __grid_constant__ Params p) { body; }
 #endif
 
 #define QUANTIZE(T, type, store, bits, group, blocks, rank)                                             \

@@ -122,7 +122,11 @@ MISTAKES = {
         "            // the copies",
     ),
     "a copy that is waited for too late": (STAGED, "cp_async_wait<kStages - 2>", "cp_async_wait<kStages - 1>"),
-    "a stage overwritten while it is read": (STAGED, "stage == 0 ? kStages - 1 : stage - 1", "stage"),
+    "a stage overwritten while it is read": (
+        STAGED,
+        "stages[(ahead - begin) % kStages]",
+        "stages[(k - begin) % kStages]",
+    ),
     "the wrong row of a fragment": (
         STAGED,
         "scales_of_rows[block * 16 + 8 * i + lane / 4]",
