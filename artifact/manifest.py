@@ -8,6 +8,7 @@ Layout (`format` 1)::
     source      {"model": name as given, "sha256": hash over its configs and weights}
     target      "cpu", ...
     dtype       T of the graphs: "float16" | "float32"
+    reserve_rank  rank that the TensorRT form keeps free for a LoRA, beyond that of the branch
     versions    {package: version} that made it
     latents     how the initial latents are laid out (artifact.sampling.LatentRule)
     pipeline_config  the pipeline's own scalar settings, from model_index.json
@@ -15,10 +16,14 @@ Layout (`format` 1)::
     presets     names of the presets built, in the order of the request; the first is the default
     components  {name: {"role": "denoiser" | "text_encoder" | "vae_decoder" | "vae_encoder",
                         "module": name in the pipeline (e.g. "vae"), "class": class name, "config": {...},
-                        "models": {preset: path of the .onnx}, "inputs": [...], "outputs": [...]}}
+                        "models": {preset: path of the .onnx for onnxruntime},
+                        "tensorrt": {preset: path of the .onnx that TensorRT parses}, without those that `skipped`
+                        tells of; where nothing is 4-bit it is the same file, else it refers to its data, too,
+                        "inputs": [...], "outputs": [...]}}
     folders     {"tokenizer": "tokenizer", "scheduler": "scheduler", ...}: what diffusers and transformers load
     files       {path: {"sha256": ..., "bytes": ...}} of everything a reader may open
-    exports     {component: [{"shapes": {...}, "max_abs_error": ..., "max_abs": ...}, ...]}: check against torch
+    exports     {component: [{"shapes": {...}, "max_abs_error": ..., "max_abs": ..., "relative": ...,
+                        "allowed": ...}, ...]}: check against torch
     layers      {preset: {layer: {"error": ..., "alpha": ..., "beta": ..., "rank": ..., "k": ..., "n": ...,
                         "scheme": ..., "bytes": ..., "bytes_16bit": ...}}}
     references  {"prompts": [...], "seeds": [...], "files": [...]} or absent
@@ -89,8 +94,20 @@ class Artifact:
         return [n for n, c in self.manifest["components"].items() if c["role"] == role]
 
     def model(self, component: str, preset: str) -> Path:
-        """The .onnx file of a component for a preset."""
+        """The .onnx file of a component for a preset, as onnxruntime runs it."""
         return self.path(self.manifest["components"][component]["models"][preset])
+
+    def tensorrt(self, component: str, preset: str) -> Path:
+        """The .onnx file of a component for a preset, as TensorRT parses it. Raises UserError where there is none."""
+        forms = self.manifest["components"][component].get("tensorrt", {})
+        if preset not in forms:
+            said = (f"No TensorRT form of {component}:", "No plugin form of ")
+            why = [s for s in self.manifest["skipped"] if s.startswith(said)]
+            raise UserError(
+                f"{self.root} has no form of {component} for {preset} that TensorRT parses: "
+                + (why[0] if why else "it was built by an earlier version; build it again.")
+            )
+        return self.path(forms[preset])
 
 
 def record(root: Path, names: list[str]) -> dict[str, dict[str, Any]]:

@@ -51,6 +51,9 @@ def main(
     target: Annotated[str, typer.Option(help="Machine to build for.")] = Options.target,
     out: Annotated[Path | None, typer.Option(help="Artifact directory [default: out/<model>].")] = None,
     rank: Annotated[int | None, typer.Option(help="Rank of the low-rank branch; 0: none [default: 32].")] = None,
+    reserve_rank: Annotated[
+        int, typer.Option(help="Rank kept free in the TensorRT form, for LoRAs by refit.")
+    ] = Options.reserve_rank,
     group_size: Annotated[
         int | None, typer.Option(help="Channels that share a scale, 64 or 128 [default: 64].")
     ] = None,
@@ -74,8 +77,8 @@ def main(
     """Compile a diffusers pipeline to 4-bit ONNX: export, calibrate, solve, rewrite, measure, report."""
     with reported(debug, offline=False):
         options = Options(
-            model, preset, tuple(p.strip() for p in compare.split(",") if p.strip()), target, out, rank, group_size,
-            dtype, prompts, calibration, rows, reference_prompts, references, steps, seed, jobs, cache,
+            model, preset, tuple(p.strip() for p in compare.split(",") if p.strip()), target, out, rank, reserve_rank,
+            group_size, dtype, prompts, calibration, rows, reference_prompts, references, steps, seed, jobs, cache,
         )  # fmt: skip
         options.check()
         from export.compile import compile_model  # late: --help and a bad flag should not wait for torch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,42 +19,18 @@ from artifact.lock import held
 from artifact.manifest import Artifact
 from artifact.store import Store, key_of
 from engines import targets
-from export.components import Component, components, latent_rule
+from export.components import components, latent_rule
 from export.options import Options
+from export.plan import Build
 from export.prompt_files import default_prompts, read_prompts, reference_prompts
+from export.rewrite import BASELINE, Models, Written, check_reserve, refusals, rewrite
 from export.source import Source, open_source
 from export.stages import Stages
 from passes.layers import Layer, find_layers, quantised
-from passes.policy import Policy
 from passes.presets import PRESETS, layered
 from passes.solve import StoredLayers, recipes, solve
-from passes.solved import Solved
-from passes.write import write_model
 
-BASELINE = "fp16"
 PACKAGES = ("svdq-edge", "torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
-
-
-@dataclass(frozen=True)
-class Build:
-    """What every stage needs."""
-
-    options: Options
-    source: Source
-    components: list[Component]
-    out: Path
-    store: Store
-    stages: Stages
-
-    @property
-    def denoiser(self) -> Component:
-        """The component that is quantised."""
-        return next(c for c in self.components if c.role == "denoiser")
-
-    @property
-    def policy(self) -> Policy:
-        """What becomes 4-bit in it."""
-        return Policy(self.denoiser.row.quantise, self.denoiser.row.weight_only)
 
 
 def compile_model(options: Options, stages: Stages) -> tuple[Artifact, dict[str, Any]]:
@@ -78,7 +54,9 @@ def compile_model(options: Options, stages: Stages) -> tuple[Artifact, dict[str,
         remove_partials(out)
         build = Build(options, source, parts, out, Store(options.cache or out / ".cache"), stages)
         graphs = _export(build)
+        refused = refusals(build, graphs, gpu=target.name != "cpu")
         layers = _layers(build, graphs[build.denoiser.name])
+        check_reserve(options, layers)
         chosen = {n: PRESETS[n] for n in options.presets if PRESETS[n].quantises}
         asked = {n: recipes(p, layers, options.dtype, options.rank, options.group_size, options.seed)
                  for n, p in chosen.items()}  # fmt: skip
@@ -88,16 +66,17 @@ def compile_model(options: Options, stages: Stages) -> tuple[Artifact, dict[str,
         references = _references(build, prompts, pipe)
         # Without its manifest the directory is no artifact: a kill from here on leaves none that is half old.
         (out / manifests.NAME).unlink(missing_ok=True)
-        models = _rewrite(build, graphs, solved)
-        checks = _check(build, models)
+        models = rewrite(build, graphs, solved, refused)
+        checks = _check(build, models.portable)
         folders = _copy_folders(build)
-        skipped = _skipped(target)
+        skipped = [*_skipped(target), *models.skipped]
         content: dict[str, Any] = {
             "name": out.name,
             "pipeline": source.pipeline,
             "source": {"model": Path(source.name).name, "sha256": source.sha256},
             "target": target.name,
             "dtype": options.dtype,
+            "reserve_rank": options.reserve_rank,
             "versions": {p: version(p) for p in PACKAGES},
             "generation": build.source.generation,
             "pipeline_config": {k: v for k, v in source.index.items() if not k.startswith("_") and _is_setting(v)},
@@ -110,7 +89,7 @@ def compile_model(options: Options, stages: Stages) -> tuple[Artifact, dict[str,
             "references": references,
             "skipped": skipped,
         }
-        files = [str(p.relative_to(out)) for m in models.values() for paths in m.values() for p in paths]
+        files = [str(p.relative_to(out)) for p in models.files]
         files += [
             str(p.relative_to(out)) for f in folders.values() for p in sorted((out / f).rglob("*")) if p.is_file()
         ]
@@ -219,24 +198,7 @@ def _references(build: Build, prompts: Sequence[str], pipe: _LazyPipeline) -> di
     return {"prompts": prompts, "seeds": seeds, "files": files}
 
 
-def _rewrite(
-    build: Build, graphs: Mapping[str, ir.Model], solved: Mapping[str, Solved]
-) -> dict[str, dict[str, list[Path]]]:
-    """Write {component: {preset: files, the .onnx last}}; only the denoiser differs between presets."""
-    models: dict[str, dict[str, list[Path]]] = {}
-    with build.stages.stage("rewrite") as tick:
-        for i, part in enumerate(build.components):
-            quantises = part is build.denoiser
-            for name in build.options.presets if quantises else [BASELINE]:
-                tick(i, len(build.components), f"{part.name} {name}")
-                policy = build.policy if quantises else Policy()
-                model = PRESETS[name].apply(graphs[part.name].clone(), policy, solved.get(name, {}))
-                files = write_model(model, build.out / part.name / f"{name}.onnx")
-                models.setdefault(part.name, {})[name] = files
-    return models
-
-
-def _check(build: Build, models: Mapping[str, Mapping[str, list[Path]]]) -> dict[str, Any]:
+def _check(build: Build, models: Models) -> dict[str, Any]:
     """Every exported graph against torch at shapes that were not the export's."""
     from export.check import check_against_torch
 
@@ -264,21 +226,22 @@ def _copy_folders(build: Build) -> dict[str, str]:
     return folders
 
 
-def _describe(
-    build: Build, graphs: Mapping[str, ir.Model], models: Mapping[str, Mapping[str, list[Path]]]
-) -> dict[str, Any]:
+def _describe(build: Build, graphs: Mapping[str, ir.Model], models: Written) -> dict[str, Any]:
     """The manifest's `components`."""
+
+    def paths(models: Models, component: str) -> dict[str, str]:
+        return {n: str(files[-1].relative_to(build.out)) for n, files in models.get(component, {}).items()}
+
     described = {}
     for part in build.components:
         graph = graphs[part.name].graph
-        paths = {n: str(models[part.name].get(n, models[part.name][BASELINE])[-1].relative_to(build.out))
-                 for n in build.options.presets}  # fmt: skip
         described[part.name] = {
             "role": part.role,
             "module": part.module,
             "class": part.cls,
             "config": {k: v for k, v in part.config.items() if k != "_name_or_path"},
-            "models": paths,
+            "models": paths(models.portable, part.name),
+            "tensorrt": paths(models.tensorrt, part.name),
             "inputs": [v.name for v in graph.inputs],
             "outputs": [v.name for v in graph.outputs],
         }
@@ -307,8 +270,8 @@ def _skipped(target: targets.Target) -> list[str]:
     if target.name == "cpu":
         return []
     return [
-        f"No TensorRT engine for {target.title}: this version writes the portable ONNX form, which onnxruntime runs "
-        "there; lowering to the plugin form is not built yet."
+        f"No TensorRT engine for {target.title}: this version writes the ONNX file that TensorRT parses with the "
+        "SvdqLinear plugin, and the portable form, which onnxruntime runs; it builds no engine yet."
     ]
 
 

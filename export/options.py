@@ -21,6 +21,7 @@ class Options:
     target       machine to build for, or "auto"
     out          artifact directory; default out/<model name>
     rank         of the low-rank branch; 0 = no branch
+    reserve_rank rank that the plugin form keeps free for a LoRA, beyond that of the branch
     group_size   channels that share a scale
     dtype        T of the graphs: "float16" or "float32"
     prompts      file of calibration prompts, one per line
@@ -39,6 +40,7 @@ class Options:
     target: str = "auto"
     out: Path | None = None
     rank: int | None = None
+    reserve_rank: int = 0
     group_size: int | None = None
     dtype: str = "float16"
     prompts: Path | None = None
@@ -67,6 +69,10 @@ class Options:
             raise UserError(f"--group-size is {self.group_size}: the kernels and the format have 64 and 128.")
         if self.rank is not None and self.rank < 0:
             raise UserError(f"--rank is {self.rank}: give 0 for no low-rank branch, or a positive number.")
+        if self.reserve_rank < 0:
+            raise UserError(
+                f"--reserve-rank is {self.reserve_rank}: give 0, or the rank of the LoRAs to make room for."
+            )
         for flag in ("calibration", "rows", "references", "steps", "jobs"):
             value = getattr(self, flag)
             if value is not None and value < 1:

@@ -15,13 +15,15 @@ from passes.clean import clean
 from passes.concat import SplitConcatInputs
 from passes.fuse import FuseSvdqLinear
 from passes.layers import Layer
-from passes.opset import PortableOpset
+from passes.lower import LowerToPlugin
+from passes.opset import LowerOpset, PortableOpset
 from passes.policy import WEIGHT_ONLY, Policy
 from passes.qdq import Int4Qdq
 from passes.siblings import MergeAttentionSiblings
 from passes.solved import Solved
 from passes.solver import Recipe
 from passes.verify import VerifyGraph
+from passes.verify_tensorrt import VerifyTensorRT
 from plugins.svdq_linear.spec import GELU_SHIFT
 
 
@@ -35,8 +37,8 @@ def layered(policy: Policy) -> Sequential:
 
 
 def sixteen_bit(policy: Policy, solved: Solved) -> Sequential:
-    """The baseline: nothing but cleaning."""
-    return Sequential(*clean(), PortableOpset(), VerifyGraph())
+    """The baseline: nothing but cleaning. It stays at the exported opset: TensorRT 10.3 parses this very file."""
+    return Sequential(*clean(), VerifyGraph())
 
 
 def plain_four_bit(policy: Policy, solved: Solved) -> Sequential:
@@ -63,6 +65,15 @@ def svdquant(policy: Policy, solved: Solved) -> Sequential:
         RemoveUnusedNodesPass(),  # and the 16-bit weights that merging and splitting left behind
         PortableOpset(),
         VerifyGraph(at_least=len(solved)),
+    )
+
+
+def plugin_form(reserve_rank: int = 0, at_least: int = 0) -> Sequential:
+    """What TensorRT parses, made of the portable form: its SvdqLinear calls become plugin nodes, its opset 20 again."""
+    return Sequential(
+        LowerToPlugin(reserve_rank),  # weights in the kernel's layout, no functions, no INT4
+        LowerOpset(),
+        VerifyTensorRT(at_least),
     )
 
 

@@ -25,25 +25,9 @@ class VerifyGraph(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph = model.graph
-        known: set[ir.Value] = {*graph.inputs, *graph.initializers.values()}
-        names: set[str] = set()
+        check_wiring(graph)
         fused = 0
-        for value in graph.initializers.values():
-            if value.const_value is None:
-                raise ValueError(f"initializer {value.name} has no data")
-            if not list(value.uses()) and not value.is_graph_output():
-                raise ValueError(f"initializer {value.name} is read by nothing")
         for node in graph:
-            for read in node.inputs:
-                if read is not None and read not in known:
-                    raise ValueError(
-                        f"{node.name} ({node.op_type}) reads {read.name}, which nothing produces before it"
-                    )
-            known.update(node.outputs)
-            for name in (f"node {node.name}", *(f"value {o.name}" for o in node.outputs)):
-                if name in names or name.endswith((" ", "None")):
-                    raise ValueError(f"{name} is unnamed or named twice ({node.op_type})")
-                names.add(name)
             if node.domain == DOMAIN:
                 fused += 1
                 if (DOMAIN, OP_TYPE, node.overload) not in model.functions:
@@ -55,3 +39,23 @@ class VerifyGraph(ir.passes.InPlacePass):
         if fused < self.at_least:
             raise ValueError(f"{fused} layers were fused where {self.at_least} were solved")
         return ir.passes.PassResult(model, False)
+
+
+def check_wiring(graph: ir.Graph) -> None:
+    """Cases 1 to 3 of `VerifyGraph`, which hold for every written graph. Raises ValueError naming the node."""
+    known: set[ir.Value] = {*graph.inputs, *graph.initializers.values()}
+    names: set[str] = set()
+    for value in graph.initializers.values():
+        if value.const_value is None:
+            raise ValueError(f"initializer {value.name} has no data")
+        if not list(value.uses()) and not value.is_graph_output():
+            raise ValueError(f"initializer {value.name} is read by nothing")
+    for node in graph:
+        for read in node.inputs:
+            if read is not None and read not in known:
+                raise ValueError(f"{node.name} ({node.op_type}) reads {read.name}, which nothing produces before it")
+        known.update(node.outputs)
+        for name in (f"node {node.name}", *(f"value {o.name}" for o in node.outputs)):
+            if name in names or name.endswith((" ", "None")):
+                raise ValueError(f"{name} is unnamed or named twice ({node.op_type})")
+            names.add(name)

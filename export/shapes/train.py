@@ -6,10 +6,10 @@
 
 and likewise vae-unet (12 + 4), unet (85 + 14) and decoder-unet (2 + 3). The numbers are CPU minutes of one thread of a
 Sapphire Rapids Xeon without AMX, shared with other work: what the bundled models took, from seed 0. Their training was
-interrupted: the decays of dit and of the autoencoders were two in a row, the second with seed 1 and half the scenes of
-one object instead of a third; unet had decayed from minute 26 to 38 already when it went on, with seed 7, at the constant
-rate. dit's first 330 steps had batches of 64, unet's first 430 used AdamW alone. A file named `anneal` in a run's folder
-starts its decay early; `--resume` with more minutes goes on from state.pt.
+interrupted: the decays of dit and of the autoencoders were two in a row, the second with seed 1 and half the scenes
+of one object instead of a third; unet had decayed from minute 26 to 38 already when it went on, with seed 7, at the
+constant rate. dit's first 330 steps had batches of 64, unet's first 430 used AdamW alone. A file named `anneal` in a
+run's folder starts its decay early; `--resume` with more minutes goes on from state.pt.
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ Capture = pytest.CaptureFixture[str]
         (("--target", "agx-orni"), ["agx-orni", "agx-orin"]),
         (("--group-size", "32"), ["--group-size is 32", "64 and 128"]),
         (("--rank", "-1"), ["--rank is -1", "0 for no low-rank branch"]),
+        (("--reserve-rank", "-16"), ["--reserve-rank is -16", "rank of the LoRAs"]),
         (("--dtype", "float8"), ["--dtype is 'float8'", "float16 or float32"]),
         (("--references", "0"), ["--references is 0"]),
         (("--steps", "-2"), ["--steps is -2"]),

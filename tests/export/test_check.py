@@ -48,3 +48,22 @@ def test_float16_graphs_may_be_as_far_off_as_torch_s_own_float16_and_not_much_fu
     write_graph(model, tmp_path / "wrong.onnx")
     with pytest.raises(ExportDiffers, match="unet.*float16"):
         check_against_torch(tmp_path / "wrong.onnx", source, component, "float16")
+
+
+def test_inputs_that_overflow_torch_s_own_float16_are_drawn_again(graph, tmp_path, monkeypatch):
+    source, component, model = graph("sd", "unet", "float16")
+    write_graph(model, tmp_path / "model.onnx")
+    halved, drawn = check._halved, []
+
+    class Overflows(torch.nn.Module):
+        def forward(self, sample, *_, **__):
+            return (torch.full_like(sample, float("nan")),)
+
+    def overflows_at_first(module):
+        drawn.append(module)
+        return Overflows() if len(drawn) == 1 else halved(module)
+
+    monkeypatch.setattr(check, "_halved", overflows_at_first)
+    monkeypatch.setitem(check.LIMIT, "float16", 1e-6)  # so that torch's own float16 is asked at all
+    rows = check_against_torch(tmp_path / "model.onnx", source, component, "float16")
+    assert len(drawn) == 3 and all(r["relative"] <= r["allowed"] for r in rows)

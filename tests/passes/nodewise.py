@@ -63,8 +63,8 @@ def oracle(node: ir.Node, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def disagreements(model: ir.Model, rows: int = 33, seed: int = 0) -> Iterator[tuple[str, int, float]]:
     """(node name, elements out of the bound, worst error over bound) of every fused node, on random inputs.
 
-    The inputs have outliers, a row of zeros, rows with a NaN first in a group and inside one, a row with an infinity and
-    one of numbers so small that float16 scales are subnormal.
+    The inputs have outliers, a row of zeros, rows with a NaN first in a group and inside one, a row with an infinity
+    and one of numbers so small that float16 scales are subnormal.
     """
     rng = np.random.default_rng(seed)
     options = ort.SessionOptions()

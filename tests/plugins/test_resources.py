@@ -43,7 +43,7 @@ BLOCKS = {
     "m256n128": 1,
     "gemv1": 2,
     "gemv4": 1,
-    "gemv8": 1,
+    "gemv6": 1,
 }
 # The subroutine that the compilers call for a 4-bit multiplication where there is no such instruction: two 8-bit ones
 # and about 190 instructions around them.

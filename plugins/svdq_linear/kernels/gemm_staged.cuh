@@ -57,13 +57,14 @@ template <class T, Codes codes, int kWarpsM, int kWarpsN, int kBlocks, int kAske
                                              ((column_block0 + (whole ? c / 8 : 0)) * 8 + c % 8 + group * (8 * p.column_blocks)));
     }
 
-    static SVDQ_DEVICE void multiply(float (&sums)[kBlocks][8][4], uint4 const* stage, int warp_m, int warp_n, int lane) {
+    static SVDQ_DEVICE void multiply(float (&sums)[kBlocks][8][4], uint4 const* stage) {
+        uint32_t const t = ptx::opaque(threadIdx.x), lane = t % 32, warp_m = t / 32 % kWarpsM, warp_n = t / 32 / kWarpsM;
         step::Activations<codes> a[kBlocks];
         float row_scales[kBlocks][2];
         uint16_t const* const scales_of_rows = reinterpret_cast<uint16_t const*>(stage + kCodes + kWeights);
         SVDQ_UNROLL
         for (int b = 0; b < kBlocks; ++b) {
-            int const block = warp_m * kBlocks + b;
+            uint32_t const block = warp_m * kBlocks + b;
             SVDQ_UNROLL
             for (int h = 0; h < step::fragment_loads<codes>; ++h) a[b].words[h] = stage[block * kFragment + h * 32 + lane];
             SVDQ_UNROLL
@@ -100,9 +101,9 @@ template <class T, Codes codes, int kWarpsM, int kWarpsN, int kBlocks, int kAske
             ptx::cp_async_wait<kStages - 2>();
             __syncthreads();  // the copies of step k are visible; the stage of step k - 1 is free
             int const ahead = k + kStages - 1;
-            if (ahead < end) copy(stages[(ahead - begin) % kStages], p, ahead);
+            if (ahead < end) copy(stages[static_cast<uint32_t>(ahead - begin) % kStages], p, ahead);
             ptx::cp_async_commit();
-            multiply(sums, stages[(k - begin) % kStages], warp_m, warp_n, lane);
+            multiply(sums, stages[static_cast<uint32_t>(k - begin) % kStages]);
         }
 
         if (gridDim.z > 1) {

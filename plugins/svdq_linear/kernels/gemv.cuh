@@ -1,5 +1,5 @@
 // Weight-only layers: 4-bit weights, x smoothed but not quantised, so float32 on the CUDA cores. Made for the one to
-// eight rows of AdaLN modulations, where reading the weights is what costs; more rows are taken kRows at a time.
+// six rows of AdaLN modulations, where reading the weights is what costs; more rows are taken kRows at a time.
 #pragma once
 #include "epilogue.cuh"
 #include "quantize.cuh"

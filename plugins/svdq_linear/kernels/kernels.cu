@@ -8,16 +8,15 @@
 #include "tiles.h"
 
 #if defined(SVDQ_ON_CPU)
-#define SVDQ_KERNEL(name, threads, Params, body) SVDQ_REGISTER(name, Params, body)
+#define SVDQ_KERNEL(name, threads, resident, Params, body) SVDQ_REGISTER(name, Params, body)
 #else
-// Two blocks of 128 threads to a multiprocessor, or one of 256: without the second number, ptxas makes room for more and
-// spills.
-#define SVDQ_KERNEL(name, threads, Params, body) \
-    extern "C" __global__ void __launch_bounds__(threads, 256 / (threads)) name(const __grid_constant__ Params p) { body; }
+// `resident`: blocks that a multiprocessor must have room for. Without it, ptxas may make room for more, and spill.
+#define SVDQ_KERNEL(name, threads, resident, Params, body) \
+    extern "C" __global__ void __launch_bounds__(threads, resident) name(const __grid_constant__ Params p) { body; }
 #endif
 
 #define QUANTIZE(T, type, store, bits, group, blocks, rank)                                             \
-    SVDQ_KERNEL(svdq_quantize_##type##_##bits##_g##group##_r##rank, quantize::kWarps * 32, QuantizeParams, \
+    SVDQ_KERNEL(svdq_quantize_##type##_##bits##_g##group##_r##rank, quantize::kWarps * 32, 2, QuantizeParams, \
                 (quantize::run<T, quantize::Store::store, group / 64, blocks>(p)))
 #define QUANTIZE_RANKS(T, type, store, bits, group) \
     QUANTIZE(T, type, store, bits, group, 0, 0)     \
@@ -27,15 +26,15 @@
 #define STAGED(tile, warps_m, warps_n, blocks, stages)                                                                   \
     STAGED_CODES(tile, warps_m, warps_n, blocks, stages, Float16, f16) STAGED_CODES(tile, warps_m, warps_n, blocks, stages, Bfloat16, bf16)
 #define STAGED_KERNEL(tile, warps_m, warps_n, blocks, stages, T, type, codes)                        \
-    SVDQ_KERNEL(svdq_##tile##_##type##_##codes, 32 * warps_m * warps_n, MultiplyParams,              \
+    SVDQ_KERNEL(svdq_##tile##_##type##_##codes, 32 * warps_m * warps_n, 8 / (warps_m * warps_n), MultiplyParams,              \
                 (staged::Kernel<T, ptx::Codes::codes, warps_m, warps_n, blocks, stages>::run(p)))
 #define DIRECT(tile, blocks, warps) DIRECT_CODES(tile, blocks, warps, Float16, f16) DIRECT_CODES(tile, blocks, warps, Bfloat16, bf16)
 #define DIRECT_KERNEL(tile, blocks, warps, T, type, codes)                               \
-    SVDQ_KERNEL(svdq_##tile##_##type##_##codes, 32 * warps, MultiplyParams,              \
+    SVDQ_KERNEL(svdq_##tile##_##type##_##codes, 32 * warps, 2, MultiplyParams,              \
                 (direct::Kernel<T, ptx::Codes::codes, blocks, warps>::run(p)))
 #define GEMV(tile, rows, warps) GEMV_KERNEL(tile, rows, warps, Float16, f16) GEMV_KERNEL(tile, rows, warps, Bfloat16, bf16)
 #define GEMV_KERNEL(tile, rows, warps, T, type) \
-    SVDQ_KERNEL(svdq_##tile##_##type, 32 * warps, GemvParams, (gemv::Kernel<T, rows, warps>::run(p)))
+    SVDQ_KERNEL(svdq_##tile##_##type, 32 * warps, rows == 1 ? 2 : 1, GemvParams, (gemv::Kernel<T, rows, warps>::run(p)))
 
 // From compute capability 9.0 on, 4-bit multiplications are emulated by hundreds of instructions: there, 4-bit codes are
 // stored as bytes and multiplied as such.

@@ -15,4 +15,4 @@
     STAGED(m256n128, 4, 2, 4, 3)         \
     GEMV(gemv1, 1, 8)                    \
     GEMV(gemv4, 4, 8)                    \
-    GEMV(gemv8, 8, 4)
+    GEMV(gemv6, 6, 4)

@@ -124,8 +124,8 @@ MISTAKES = {
     "a copy that is waited for too late": (STAGED, "cp_async_wait<kStages - 2>", "cp_async_wait<kStages - 1>"),
     "a stage overwritten while it is read": (
         STAGED,
-        "stages[(ahead - begin) % kStages]",
-        "stages[(k - begin) % kStages]",
+        "stages[static_cast<uint32_t>(ahead - begin) % kStages]",
+        "stages[static_cast<uint32_t>(k - begin) % kStages]",
     ),
     "the wrong row of a fragment": (
         STAGED,
