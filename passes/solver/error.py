@@ -25,34 +25,36 @@ class Judge:
 
     def __init__(self, problem: Problem, inv_smooth: torch.Tensor) -> None:
         self.problem, self.inv_smooth = problem, inv_smooth
-        self.smoothed = problem.weight / inv_smooth
+        self.smoothed, self.weights = problem.weight / inv_smooth, problem.channel_weights * inv_smooth
+        self.importance = self.weights.square()
         recipe, samples = problem.recipe, problem.samples
         if samples is not None:
             self.acts = (
                 activation_values(samples, inv_smooth, recipe.variant(), problem.t) - recipe.act_shift * inv_smooth
             )
 
-    def residual(self, factors: Factors | None) -> torch.Tensor:
-        """What the rounded factors leave of the smoothed weight for 4 bits, [N, K], a new tensor."""
-        if factors is None:
-            return self.smoothed.clone()
-        down, up = factors
-        return torch.addmm(self.smoothed, up.T, (down / self.inv_smooth[:, None]).T, alpha=-1)
-
     def score(self, factors: Factors | None) -> float:
         recipe, samples, t = self.problem.recipe, self.problem.samples, self.problem.t
-        values = self.residual(factors)
+        values = residual(self.smoothed, self.inv_smooth, factors)
         if samples is None:
-            residual = values.clone()
-            round_weight(values, recipe.group_size, recipe.clip, t)
-            return squares((residual - values) * self.inv_smooth)
-        round_weight(values, recipe.group_size, recipe.clip, t)
+            exact = values.clone()
+            round_weight(values, self.importance, recipe.group_size, recipe.clip, t)
+            return squares((exact - values) * self.inv_smooth)
+        round_weight(values, self.importance, recipe.group_size, recipe.clip, t)
         y = self.acts @ values.T
         if factors is not None:
             down, up = factors
             y.addmm_(t.rounded(samples @ down), up)
         found = squares(self.problem.wanted - y)
         return found if found == found else float("inf")
+
+
+def residual(smoothed: torch.Tensor, inv_smooth: torch.Tensor, factors: Factors | None) -> torch.Tensor:
+    """What the rounded factors leave of the smoothed weight for 4 bits, [N, K], a new tensor."""
+    if factors is None:
+        return smoothed.clone()
+    down, up = factors
+    return torch.addmm(smoothed, up.T, (down / inv_smooth[:, None]).T, alpha=-1)
 
 
 def output_error(

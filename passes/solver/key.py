@@ -15,7 +15,7 @@ import torch
 from passes.solver.recipe import Recipe
 
 #: To be raised with any change of the solver that changes its numbers.
-NUMERICS_VERSION = 2
+NUMERICS_VERSION = 3
 
 
 def solve_key(weight: np.ndarray, bias: np.ndarray | None, samples: np.ndarray | None, recipe: Recipe) -> str:

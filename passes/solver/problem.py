@@ -14,21 +14,25 @@ import torch
 from passes.solver.element import ELEMENT_TYPES, ElementType
 from passes.solver.recipe import Recipe
 
-#: Candidates are compared on this many samples, and on as many output rows as have about PART_NUMBERS weights
-#: (memory that the C library would hand back and clear again for every candidate is slow), within these
-#: bounds.
-PART_TOKENS = 128
-PART_NUMBERS = 1 << 21
-PART_ROWS = (256, 512)
+#: Candidates are compared on this many output rows, or on this many for each rank if that is more: the branch of
+#: too few rows fits their rounding errors, whatever the candidate.
+PART_ROWS, PART_ROWS_PER_RANK = 256, 8
+
+#: A channel that hardly ever carries anything still weighs this part of the average.
+LEAST_WEIGHT = 0.1
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """weight [N, K], bias [N], samples [S, K] (None: data-free), all float32; samples hold values of T."""
+    """weight [N, K], bias [N], samples [S, K] (None: data-free), all float32; samples hold values of T.
+
+    channel_weights [K] are those of all samples, in a part of the problem too.
+    """
 
     weight: torch.Tensor
     bias: torch.Tensor
     samples: torch.Tensor | None
+    channel_weights: torch.Tensor
     recipe: Recipe
 
     @property
@@ -42,11 +46,10 @@ class Problem:
             raise ValueError("a layer without samples has no output to compare with")
         return self.samples @ self.weight.T
 
-    def part(self) -> tuple[Problem, torch.Tensor]:
-        """Evenly spaced output rows and samples, enough to compare candidates by; and which rows they are."""
-        outputs, channels = self.weight.shape
-        rows = _evenly(outputs, max(PART_ROWS[0], min(PART_ROWS[1], PART_NUMBERS // channels)))
-        samples = None if self.samples is None else self.samples[_evenly(self.samples.shape[0], PART_TOKENS)]
+    def part(self, tokens: int) -> tuple[Problem, torch.Tensor]:
+        """Evenly spaced output rows, enough to compare candidates by, and at most `tokens` samples; which rows."""
+        rows = _evenly(self.weight.shape[0], max(PART_ROWS, PART_ROWS_PER_RANK * self.recipe.rank))
+        samples = None if self.samples is None else self.samples[_evenly(self.samples.shape[0], tokens)]
         return replace(self, weight=self.weight[rows], bias=self.bias[rows], samples=samples), rows
 
 
@@ -74,7 +77,21 @@ def check(weight: np.ndarray, bias: np.ndarray | None, samples: np.ndarray | Non
     for name, values in (("bias", offset), ("samples", inputs)):
         if values is not None and not bool(torch.isfinite(t.rounded(values)).all()):
             raise ValueError(f"the {name} reach {float(values.abs().max())}, beyond {recipe.dtype}'s {t.largest}")
-    return Problem(wide, offset, inputs, recipe)
+    return Problem(wide, offset, inputs, channel_weights(inputs, channels), recipe)
+
+
+def channel_weights(samples: torch.Tensor | None, channels: int) -> torch.Tensor:
+    """How much an error of a channel of the weight shows in the output: rms of the input, float32 [K].
+
+    ||E · diag(weights)|| is the expected output error of an error E of the weight, up to one factor, if
+    channels are uncorrelated. Of a smoothed weight the weights are these times inv_smooth. Ones without
+    samples.
+    """
+    if samples is None:
+        return torch.ones(channels)
+    rms = samples.square().mean(0).sqrt()
+    mean = float(rms.mean())
+    return rms.clamp_min(LEAST_WEIGHT * mean) / mean if mean else torch.ones(channels)
 
 
 @contextmanager

@@ -7,17 +7,18 @@ from collections.abc import Callable
 import torch
 
 from passes.solver.element import ElementType
-from passes.solver.lowrank import LowRank, project
+from passes.solver.lowrank import LowRank, fit
 from passes.solver.quantise import branch_target
 
 #: Each round goes this far from L to SVD_r(W - Q(W - L)): 1.5 takes two thirds of the rounds of 1.
 STEP = 1.5
 
-#: A round that gains less than this part of the error is the last.
-LEAST_GAIN = 1e-3
+#: Refinement ends with the second round in succession that gains less than this part of the error. The first is
+#: chance too often: scores are those of a part of the layer.
+LEAST_GAIN, PATIENCE = 3e-3, 2
 
-#: Rows are worked in blocks of about this many numbers: W - L is quantised before it leaves the cache.
-BLOCK = 1 << 18
+#: Rows are worked in blocks of about this many numbers, which stay in the cache from the first use to the last.
+BLOCK, LEAST_ROWS = 1 << 18, 64
 
 
 def refine(
@@ -31,44 +32,41 @@ def refine(
 ) -> tuple[LowRank, int]:
     """The best L of at most `rounds` rounds by `score` (squared output error), and the round of it.
 
-    smoothed is the smoothed weight, float32 [N, K], weights [K] those of its channels in the SVD. One round
-    costs one pass of quantisation and two products with a thin matrix: each SVD starts from the last one's
-    right singular vectors, and one step from there is enough.
+    smoothed is the smoothed weight, float32 [N, K], low a branch of it, weights [K] what its channels weigh
+    in the output.
     """
-    best, best_score, best_round = low, score(low), 0
-    target = torch.empty_like(smoothed)
+    best, best_score, best_round, idle = low, score(low), 0, 0
     for number in range(1, rounds + 1):
-        image = fill_target(smoothed, weights, low, group, t, target)
-        low = project(target, image, low.left.shape[1], weights)
+        low = one_round(smoothed, weights, low, group, t)
         found = score(low)
         # Errors are compared, scores are their squares.
         gained = best_score > 0 and (found / best_score) ** 0.5 <= 1 - LEAST_GAIN
+        idle = 0 if gained else idle + 1
         if found < best_score:
             best, best_score, best_round = low, found, number
-        if not gained:
+        if idle == PATIENCE or not best_score:
             break
     return best, best_round
 
 
-def fill_target(
-    smoothed: torch.Tensor,
-    weights: torch.Tensor,
-    low: LowRank,
-    group: int,
-    t: ElementType,
-    target: torch.Tensor,
-) -> torch.Tensor:
-    """Fills target [N, K] = L + STEP · (W - Q(W - L) - L); returns target · weighted basis, [N, p]."""
+def one_round(smoothed: torch.Tensor, weights: torch.Tensor, low: LowRank, group: int, t: ElementType) -> LowRank:
+    """The L after `low`; arguments as of `refine`.
+
+    Costs one pass of quantisation and three products with a thin matrix: each SVD starts from the last one's
+    right singular vectors, and one step from there is enough. W - Q(W - L) is never there as a whole.
+    """
     rows, channels = smoothed.shape
-    height = max(16, BLOCK // channels)
-    basis = weights[:, None] * low.basis
-    image = torch.empty(rows, basis.shape[1])
-    product = torch.empty(min(height, rows), channels)
-    right = low.right(weights).T.contiguous()
+    height = max(LEAST_ROWS, BLOCK // channels)
+    importance = weights.square()
+    directions = importance[:, None] * low.right
+    across = low.core.T.contiguous()
+    image, product = torch.empty(rows, directions.shape[1]), torch.zeros(directions.shape[1], channels)
+    branch, target = torch.empty(2, min(height, rows), channels)
     for start in range(0, rows, height):
         here = slice(start, min(start + height, rows))
-        part = product[: here.stop - start]
-        torch.mm(low.left[here], right, out=part)
-        branch_target(smoothed[here], part, STEP, group, t, target[here])
-        torch.mm(target[here], basis, out=image[here])
-    return image
+        part, wanted = branch[: here.stop - start], target[: here.stop - start]
+        torch.mm(low.left[here], across, out=part)
+        branch_target(smoothed[here], part, importance, STEP, group, t, wanted)
+        torch.mm(wanted, directions, out=image[here])
+        product.addmm_(image[here].T, wanted)
+    return fit(image, product, low.rank, weights)

@@ -6,11 +6,11 @@ s = max|X|^alpha / max|W|^beta, inv_smooth = 1/s, over the 39 candidates of SVDQ
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from passes.solver.error import Factors, Judge
 from passes.solver.problem import Problem
 from plugins.svdq_linear.spec import INV_SMOOTH_MAX, INV_SMOOTH_MIN
 
@@ -60,24 +60,15 @@ def inverse_factors(strength: Strength, x_peak: torch.Tensor, w_peak: torch.Tens
     return problem.t.rounded(centred.exp().clamp(INV_SMOOTH_MIN, INV_SMOOTH_MAX))
 
 
-def choose(problem: Problem, branch: Factors | None) -> tuple[Strength, torch.Tensor]:
-    """The candidate of least output error, from coarse to fine (13 of 39 are tried); its inv_smooth [K].
-
-    branch is the layer's unrefined branch, the same for every candidate; None without one. Without samples,
-    or with smoothing off in the recipe: no smoothing.
-    """
-    if problem.samples is None or not problem.recipe.smooth:
-        return NONE, torch.ones(problem.weight.shape[1])
+def choose(problem: Problem, score: Callable[[torch.Tensor], float]) -> tuple[Strength, torch.Tensor]:
+    """The candidate of least score(inv_smooth), from coarse to fine (13 of 39 are tried); its inv_smooth [K]."""
     x_peak, w_peak = peaks(problem)
-    part, rows = problem.part()
-    factors = None if branch is None else (branch[0], branch[1][:, rows].contiguous())
     scores: dict[Strength, float] = {}
 
     def best_of(candidates: list[Strength]) -> Strength:
         for candidate in candidates:
             if candidate not in scores:
-                inv_smooth = inverse_factors(candidate, x_peak, w_peak, problem)
-                scores[candidate] = Judge(part, inv_smooth).score(factors)
+                scores[candidate] = score(inverse_factors(candidate, x_peak, w_peak, problem))
         return min(scores, key=lambda c: scores[c])
 
     best = best_of([NONE, *(Strength(i, balanced) for balanced in (False, True) for i in COARSE)])

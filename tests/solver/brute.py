@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-GRID = [(0.0, 0.0)] + [(i / 20, beta) for i in range(1, 20) for beta in (0.0, 1 - i / 20)]
+GRID = [(0.0, 0.0)] + [(i / 20, beta) for i in range(1, 20) for beta in (0.0, (20 - i) / 20)]
 
 
 def quantised(values: np.ndarray, group: int, top: int) -> np.ndarray:

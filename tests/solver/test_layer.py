@@ -44,6 +44,14 @@ def test_no_worse_than_every_candidate_with_full_svds(bits, group, top, seed):
     assert solved.error <= 1.02 * brute.best_error(weight, samples, 12, group, top)
 
 
+@pytest.mark.parametrize(("channels", "rank"), [(512, 0), (1536, 4)])
+def test_clipping_spares_the_outlier_channels_that_the_branch_leaves(channels, rank):
+    """Smoothing makes their weights the largest of their groups."""
+    weight, _, samples = layer(96, channels, tokens=256)
+    solved = solve_layer(weight, None, samples, Recipe(rank=rank))
+    assert solved.error <= 1.01 * brute.best_error(weight, samples, rank, 64, 7)
+
+
 def test_unrefined_matches_the_best_candidate_of_the_whole_grid():
     weight, _, samples = layer(96, 128)
     solved = solve_layer(weight, None, samples, Recipe(rank=12, refine=0))

@@ -76,24 +76,37 @@ def test_a_weight_only_variant_passes_the_smoothed_activation():
 
 
 @pytest.mark.parametrize("group", [64, 128])
-def test_clipping_takes_the_ratio_of_least_squared_error_in_every_group(group):
+@pytest.mark.parametrize("weighted", [False, True])
+def test_clipping_takes_the_ratio_of_least_squared_error_in_every_group(group, weighted):
     t = ELEMENT_TYPES["float16"]
-    weight = torch.randn(16, 200, generator=torch.Generator().manual_seed(0)) ** 3
-    codes, scales = weight_codes(weight, group, True, t)
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(16, 200, generator=generator) ** 3
+    importance = torch.rand(200, generator=generator) ** 3 if weighted else torch.ones(200)
+    codes, scales = weight_codes(weight, importance, group, True, t)
     got = weight_values(codes, scales, group).numpy()
     assert codes.abs().max() == 7
     for n in range(16):
         for g, start in enumerate(range(0, 200, group)):
             w = weight[n, start : start + group].numpy().astype(np.float64)
+            counts = importance[start : start + group].numpy().astype(np.float64)
             options = [np.float64(np.float16(np.abs(w).max() / 7 * r)) for r in CLIP_RATIOS]
-            errors = [np.square(w - np.clip(np.rint(w / s), -7, 7) * s).sum() for s in options]
+            errors = [counts @ np.square(w - np.clip(np.rint(w / s), -7, 7) * s) for s in options]
             assert float(scales[n, g]) == pytest.approx(options[int(np.argmin(errors))], rel=1e-3)
-            assert np.square(w - got[n, start : start + group]).sum() == pytest.approx(min(errors), rel=1e-4)
+            assert counts @ np.square(w - got[n, start : start + group]) == pytest.approx(min(errors), rel=1e-4)
+
+
+def test_a_channel_that_carries_much_is_not_clipped():
+    weight = torch.full((1, 64), 0.5)
+    weight[0, 9] = 7.0
+    importance = torch.ones(64)
+    for importance[9], clipped in ((1, True), (100, False)):
+        _, scales = weight_codes(weight, importance, 64, True, ELEMENT_TYPES["float32"])
+        assert (float(scales) < 1) == clipped
 
 
 def test_without_clipping_the_largest_weight_has_code_7():
     weight = torch.randn(16, 256, generator=torch.Generator().manual_seed(0))
-    codes, scales = weight_codes(weight, 64, False, ELEMENT_TYPES["float32"])
+    codes, scales = weight_codes(weight, torch.ones(256), 64, False, ELEMENT_TYPES["float32"])
     peaks = weight.abs().unflatten(1, (4, 64)).amax(-1)
     assert torch.equal(scales, peaks / 7)
     assert bool((codes.abs().unflatten(1, (4, 64)).amax(-1) == 7).all())
@@ -103,8 +116,9 @@ def test_the_branchs_target_is_what_quantisation_leaves_over():
     t = ELEMENT_TYPES["float16"]
     generator = torch.Generator().manual_seed(0)
     weight, low = (torch.randn(8, 150, generator=generator) for _ in range(2))
-    values = weight_values(*weight_codes(weight - low, 64, True, t), 64)
+    importance = torch.rand(150, generator=generator)
+    values = weight_values(*weight_codes(weight - low, importance, 64, True, t), 64)
     for step in (1.0, 1.5):
         out = torch.empty_like(weight)
-        branch_target(weight, low, step, 64, t, out)
+        branch_target(weight, low, importance, step, 64, t, out)
         torch.testing.assert_close(out, low + step * (weight - values - low))
