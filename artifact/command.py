@@ -7,15 +7,15 @@ import os
 import sys
 from collections.abc import Iterator
 
-from artifact.errors import UserError
-
 INTERRUPTED = 130  # the shell's exit code after Ctrl-C
 
 
 @contextlib.contextmanager
 def reported(debug: bool, offline: bool = True) -> Iterator[None]:
-    """Print a UserError as one line on stderr and end with exit code 2; with `debug`, let every exception through.
+    """Print a user's error as one line on stderr and end with its exit code; with `debug`, let every exception through.
 
+    A user's error is an exception whose class has an `exit_code`: UserError, or PluginError
+    of the package that knows no other.
     `offline`: the command reads nothing but an artifact and must not reach for a hub.
 
     Anything else is a fault of ours: one line that asks to run again with --debug, and exit code 1.
@@ -23,17 +23,15 @@ def reported(debug: bool, offline: bool = True) -> Iterator[None]:
     silence_libraries(offline)
     try:
         yield
-    except UserError as e:
-        if debug:
-            raise
-        sys.stderr.write(f"error: {e}\n")
-        raise SystemExit(e.exit_code) from None
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         raise SystemExit(INTERRUPTED) from None
     except Exception as e:
         if debug:
             raise
+        if isinstance(code := getattr(type(e), "exit_code", None), int):
+            sys.stderr.write(f"error: {e}\n")
+            raise SystemExit(code) from None
         sys.stderr.write(f"internal error: {type(e).__name__}: {e} (run again with --debug to see where)\n")
         raise SystemExit(1) from None
 

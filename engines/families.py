@@ -11,15 +11,19 @@ from artifact.sampling import LatentRule
 
 @dataclass(frozen=True)
 class Family:
-    """`denoiser`: class name of the denoiser; `packed`: its latents are FLUX's 2 x 2 patches in a sequence."""
+    """`denoiser`: class name of the denoiser; `packed`: its latents are FLUX's 2 x 2 patches in a sequence.
+
+    `joined_guidance`: the pipeline computes both halves of classifier-free guidance in one call of twice the batch.
+    """
 
     denoiser: str
     packed: bool
+    joined_guidance: bool
 
 
 FAMILIES = (
-    Family("FluxTransformer2DModel", packed=True),
-    Family("UNet2DConditionModel", packed=False),
+    Family("FluxTransformer2DModel", packed=True, joined_guidance=False),
+    Family("UNet2DConditionModel", packed=False, joined_guidance=True),
 )
 
 
@@ -28,12 +32,14 @@ class Layout:
     """How one artifact's pipeline wants to be called.
 
     `latents`: layout of the initial noise; `multiple`: height and width in pixels must be multiples of it;
-    `guidance`: the pipeline's keyword for the classifier-free (or, where distilled, embedded) guidance scale.
+    `guidance`: the pipeline's keyword for the classifier-free (or, where distilled, embedded) guidance scale;
+    `joined_guidance` as in Family.
     """
 
     latents: LatentRule
     multiple: int
     guidance: str
+    joined_guidance: bool
 
 
 def layout(components: dict[str, Any]) -> Layout:
@@ -48,6 +54,7 @@ def layout(components: dict[str, Any]) -> Layout:
     scale = 2 ** (len(vae["config"]["block_out_channels"]) - 1)
     if family.packed:
         guidance = "guidance_scale" if config.get("guidance_embeds") else "true_cfg_scale"
-        return Layout(LatentRule(config["in_channels"] // 4, scale, True), 2 * scale, guidance)
+        return Layout(LatentRule(config["in_channels"] // 4, scale, True), 2 * scale, guidance, family.joined_guidance)
     halvings = len(config["block_out_channels"]) - 1  # a UNet's skip connections must meet at every level
-    return Layout(LatentRule(config["in_channels"], scale, False), scale * 2**halvings, "guidance_scale")
+    rule = LatentRule(config["in_channels"], scale, False)
+    return Layout(rule, scale * 2**halvings, "guidance_scale", family.joined_guidance)
