@@ -1,27 +1,14 @@
-"""Prompts as users give them: a text file, one prompt per line; and the lists that come with the project."""
+"""The prompts that come with the project: which file a model is calibrated and compared on."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from artifact.errors import UserError
+from artifact.prompts import read_prompts
 from export.source import BUNDLED, Source
 
+__all__ = ["default_prompts", "read_prompts", "reference_prompts"]
 PLAIN = Path(__file__).parent / "prompts" / "default.txt"  # captions of everyday scenes, written for this project
-
-
-def read_prompts(path: Path | str) -> list[str]:
-    """The lines of a UTF-8 file, blank ones left out. Raises UserError where it cannot be read or holds none."""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8, one prompt per line.") from None
-    except OSError as error:
-        raise UserError(f"Cannot read the prompts in {path} ({error.strerror}): give a text file.") from None
-    prompts = [line.strip() for line in text.splitlines() if line.strip()]
-    if not prompts:
-        raise UserError(f"{path} holds no prompt: write at least one, one per line.")
-    return prompts
 
 
 def default_prompts(source: Source) -> Path:
