@@ -132,8 +132,11 @@ def test_two_jobs_of_one_name_and_no_workers_are_refused(tmp_path):
     assert solve_all([], Folder(tmp_path), 2) == {}
 
 
+# Whatever a background shell starts ignores Ctrl-C, children included: the run takes Python's own handler back.
 SLOW_RUN = """
+import signal
 import sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from functools import partial
 from pathlib import Path
 from passes.solver import Job, Recipe, jobs
