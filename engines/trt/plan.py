@@ -1,0 +1,160 @@
+"""A built engine on disk: its name, what is known about it, and whether it may be loaded here.
+
+    engines/<component>.<preset>.sm87.trt10.3.plan          the engine
+    engines/<component>.<preset>.sm87.trt10.3.plan.json     its record, written last: without it there is no engine
+    engines/<component>.<preset>.sm87.trt10.3.layers.json   what TensorRT says of its layers
+
+TensorRT's own refusals of a strange engine are late, partly crashes, and never say what to do; hence the record.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from artifact.errors import UserError
+from artifact.files import sha256, write_json
+from artifact.manifest import Artifact
+from engines.trt import machine, plugin, versions
+from engines.trt.versions import Version
+
+FORMAT = 1
+DIRECTORY = "engines"
+SUFFIX = ".plan"
+_KEYS = {
+    "format", "component", "preset", "sm", "tensorrt", "plugin_sha256", "plugin_in_plan", "onnx_sha256",
+    "source_sha256", "profiles", "refittable", "weight_streaming", "plan_sha256", "bytes", "builder",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An engine and its record.
+
+    `metadata`: format, component, preset, sm ("87"), tensorrt ("10.3.0"), plugin_sha256 (None without 4-bit layers),
+    plugin_in_plan (the engine carries the plugin's library), onnx_sha256 of the graph and its external data,
+    source_sha256 of the model compiled, profiles [{input: {"min", "opt", "max"}}], refittable, weight_streaming,
+    plan_sha256, bytes, builder ("api" or "trtexec").
+    """
+
+    path: Path
+    metadata: dict[str, Any]
+
+    @property
+    def layers(self) -> Path:
+        """The file with TensorRT's layer information."""
+        return self.path.with_suffix(".layers.json")
+
+
+def name(component: str, preset: str, sm: int | str, version: Version) -> str:
+    """The engine's file name."""
+    return f"{component}.{preset}.sm{sm}.trt{version.short}{SUFFIX}"
+
+
+def sidecar(path: Path) -> Path:
+    """Where the record of the engine at `path` lies."""
+    return path.with_name(path.name + ".json")
+
+
+def write(path: Path, metadata: dict[str, Any]) -> Plan:
+    """Record the engine at `path`; its size and hash are added."""
+    content = {"format": FORMAT, **metadata, "plan_sha256": sha256(path), "bytes": path.stat().st_size}
+    assert content.keys() == _KEYS, content.keys() ^ _KEYS
+    write_json(sidecar(path), content)
+    return Plan(path, content)
+
+
+def read(path: Path) -> Plan:
+    """The engine at `path`, whole and as it was built. Raises UserError where it or its record is not."""
+    again = "build the engines again with `python -m engines.build`"
+    try:
+        metadata = json.loads(sidecar(path).read_text(encoding="utf-8"))
+        known = metadata["format"]
+        size, digest = metadata["bytes"], metadata["plan_sha256"]
+    except OSError:
+        raise UserError(
+            f"{path} has no record beside it, so its build was cut short or the copy was: {again}."
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{sidecar(path)} is not the record of an engine (damaged): {again}.") from None
+    if known != FORMAT or not metadata.keys() >= _KEYS:
+        raise UserError(f"{sidecar(path)} has format {known!r}, this version reads {FORMAT}: {again}.")
+    if not path.is_file():
+        raise UserError(f"{path} is missing, only its record is there: copy it again or {again}.")
+    if path.stat().st_size != size:
+        raise UserError(f"{path} has {path.stat().st_size} bytes and was built with {size}: copy it again or {again}.")
+    if sha256(path) != digest:
+        raise UserError(f"{path} is not the engine that was built (its hash differs): copy it again or {again}.")
+    return Plan(path, metadata)
+
+
+def check(plan: Plan, sm: int | str, tensorrt: Version | str, plugin_sha256: str | None) -> None:
+    """Raises UserError where a machine of compute capability `sm` with that TensorRT and plugin must not load it.
+
+    The whole version counts: TensorRT promises nothing across patches. `plugin_sha256` is not asked of an engine that
+    needs no plugin or carries it.
+    """
+    built, here = plan.metadata, f"sm_{sm} with TensorRT {tensorrt}"
+    where = f"sm_{built['sm']} with TensorRT {built['tensorrt']}"
+    if where != here:
+        raise UserError(
+            f"{plan.path.name} was built for {where} and this is {here}: engines run nowhere else; "
+            "build them here with `python -m engines.build`."
+        )
+    if built["plugin_sha256"] and not built["plugin_in_plan"] and built["plugin_sha256"] != plugin_sha256:
+        found = f"has the hash {plugin_sha256[:12]}" if plugin_sha256 else "is missing"
+        raise UserError(
+            f"{plan.path.name} needs the plugin library that it was built with ({built['plugin_sha256'][:12]}) and the "
+            f"one in {plugin.DIRECTORY}/sm{built['sm']} {found}: copy that back or build the engines again."
+        )
+
+
+def find(
+    artifact: Artifact,
+    component: str,
+    preset: str,
+    sm: int | None = None,
+    tensorrt: Version | None = None,
+    digest: Callable[[Path], str] | None = None,
+) -> Plan:
+    """The engine of a component for this machine, or for `sm` and `tensorrt`; checked, and ready to be loaded.
+
+    `digest` of a graph (default `graph_sha256`) is for callers who have it already. Raises UserError where there is
+    none, where it is for another GPU, TensorRT, plugin or artifact, or where the file is damaged.
+    """
+    sm, tensorrt = sm or machine.sm(), tensorrt or versions.installed()
+    if sm is None or tensorrt is None:
+        lacks = "no NVIDIA GPU" if sm is None else "no TensorRT"
+        raise UserError(f"This machine has {lacks} to run engines with: use --backend onnxruntime.")
+    directory = artifact.root / DIRECTORY
+    path = directory / name(component, preset, sm, tensorrt)
+    if not path.is_file() and not sidecar(path).is_file():
+        others = sorted(p.name for p in directory.glob(f"{component}.{preset}.sm*{SUFFIX}"))
+        there = f"only {' and '.join(others)}" if others else "none"
+        raise UserError(
+            f"{artifact.root} has no engine of {component} for {preset} on sm_{sm} with TensorRT {tensorrt.short} "
+            f"({there}): run `python -m engines.build {artifact.root}` here."
+        )
+    plan = read(path)
+    built = plan.metadata
+    if (built["component"], built["preset"]) != (component, preset):
+        raise UserError(f"{path} is the engine of {built['component']} for {built['preset']}, renamed: build it again.")
+    check(plan, sm, tensorrt, plugin.sha256_in(artifact, sm, tensorrt))
+    if built["source_sha256"] != artifact.manifest["source"]["sha256"]:
+        raise UserError(
+            f"{path} was built from another model than {artifact.root}: run `python -m engines.build` again."
+        )
+    if built["onnx_sha256"] != (digest or graph_sha256)(artifact.tensorrt(component, preset)):
+        raise UserError(
+            f"{path} was built from another {component} graph than {artifact.root} has now: "
+            "run `python -m engines.build` again."
+        )
+    return plan
+
+
+def graph_sha256(model: Path) -> str:
+    """The hash of the .onnx file. Its external data are covered by the manifest's own hashes."""
+    return sha256(model)
