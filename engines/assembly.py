@@ -4,41 +4,78 @@ from __future__ import annotations
 
 import inspect
 import json
+import weakref
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from artifact.errors import UserError
+import numpy as np
+
+from artifact.errors import UserError, nearest
 from artifact.manifest import Artifact
-from engines.session import Session
+from engines.backends import Runner
+from engines.families import layout
+
+# What a pipeline is for, and what diffusers puts into the class's name for it.
+TASKS = {"text2image": "", "image2image": "Img2Img", "inpainting": "Inpaint"}
+_FLUX_TIME = 1000  # FLUX's pipelines give the transformer their scheduler's timesteps divided by this
 
 
-def assemble(artifact: Artifact, sessions: dict[str, Session], image_to_image: bool) -> Any:
-    """The pipeline object of the class that the manifest names, or of its family's image-to-image class.
+def assemble(
+    artifact: Artifact,
+    sessions: Mapping[str, Runner],
+    task: str = "text2image",
+    on_step: Callable[[int, int], None] | None = None,
+) -> Any:
+    """The pipeline object of the class that the manifest names, or of its family's class for another task.
 
-    No weights are read. Raises UserError where this diffusers lacks the class or a folder of the artifact is missing.
+    No weights are read. `on_step` hears (step, of how many) before every call of the denoiser. Raises UserError for an
+    unknown task, and where this diffusers lacks the class or a folder of the artifact is missing.
     """
     import diffusers
 
-    name = artifact.manifest["pipeline"]
-    if image_to_image:
-        name = name.removesuffix("Pipeline") + "Img2ImgPipeline"
+    if task not in TASKS:
+        raise UserError(f"There is no task {task!r}: {nearest(task, list(TASKS))}")
+    name = artifact.manifest["pipeline"].removesuffix("Pipeline") + TASKS[task] + "Pipeline"
     pipeline_class = getattr(diffusers, name, None)
     if not (isinstance(pipeline_class, type) and issubclass(pipeline_class, diffusers.DiffusionPipeline)):
         raise UserError(
             f"diffusers {diffusers.__version__} has no {name}: "
             + (
-                "this family has no image-to-image."
-                if image_to_image
-                else "install the version that the manifest names."
+                "install the version that the manifest names."
+                if task == "text2image"
+                else f"this family has no {task}."
             )
         )
-    given = {**_stand_ins(artifact, sessions), **_folders(artifact), **artifact.manifest.get("pipeline_config", {})}
+    modules = _stand_ins(artifact, sessions)
+    given = {**modules, **_folders(artifact), **artifact.manifest.get("pipeline_config", {})}
     given["requires_safety_checker"] = False
     parameters = inspect.signature(pipeline_class).parameters
     arguments = {n: given.get(n, None if p.default is p.empty else p.default) for n, p in parameters.items()}
-    return pipeline_class(**arguments)
+    pipe = pipeline_class(**arguments)
+    if on_step is not None:
+        packed = layout(artifact.manifest["components"]).latents.packed
+        denoiser = artifact.manifest["components"][artifact.component("denoiser")[0]]["module"]
+        modules[denoiser].before_step = _counted(pipe, _FLUX_TIME if packed else 1, on_step)
+    return pipe
 
 
-def _stand_ins(artifact: Artifact, sessions: dict[str, Session]) -> dict[str, Any]:
+def _counted(pipe: Any, scale: float, on_step: Callable[[int, int], None]) -> Callable[[float], None]:
+    """Turns the timestep that the denoiser is called with into its place among the scheduler's timesteps.
+
+    The pipeline is asked at every call, since its user may put another scheduler into it.
+    """
+    behind = weakref.ref(pipe)  # the pipeline holds the module that holds this
+
+    def before_step(timestep: float) -> None:
+        alive = behind()
+        times = np.asarray(alive.scheduler.timesteps, np.float64) if alive is not None else np.zeros(0)
+        if times.size:
+            on_step(int(np.abs(times - scale * timestep).argmin()) + 1, times.size)
+
+    return before_step
+
+
+def _stand_ins(artifact: Artifact, sessions: Mapping[str, Runner]) -> dict[str, Any]:
     """Stand-ins by their name in the pipeline."""
     from engines.modules import Denoiser, TextEncoder, Vae
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,7 +24,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 
 from artifact.errors import UserError
-from engines.session import Session
+from engines.backends import Runner
 
 # Outputs that are one layer's hidden states, by the index that torch's tuple of all layers has them at.
 _HIDDEN = {"penultimate_hidden_state": -2}
@@ -53,10 +53,11 @@ class Denoiser(EngineModule):
     left out. Raises UserError for a tensor that the graph has no input for (a ControlNet's residuals, say).
     """
 
-    def __init__(self, config: dict[str, Any], class_name: str, session: Session) -> None:
+    def __init__(self, config: dict[str, Any], class_name: str, session: Runner) -> None:
         torch_class = getattr(diffusers, class_name)
         super().__init__(with_defaults(torch_class, config))
         self.session = session
+        self.before_step: Callable[[float], None] | None = None  # hears the timestep of every call
         self._positional = list(inspect.signature(torch_class.forward).parameters)[1:]
         if "projection_class_embeddings_input_dim" in self.config:  # where SDXL's pipeline looks for this width
             width = self.config["projection_class_embeddings_input_dim"]
@@ -68,6 +69,8 @@ class Denoiser(EngineModule):
         batch = given[self._positional[0]].shape[0]
         feeds = {k: as_array(v) for k, v in given.items() if torch.is_tensor(v) or (k == "timestep" and v is not None)}
         feeds["timestep"] = np.broadcast_to(feeds["timestep"], (batch,))
+        if self.before_step is not None:
+            self.before_step(float(feeds["timestep"][0]))
         predicted = torch.from_numpy(next(iter(self.session.run(feeds).values())))
         return Transformer2DModelOutput(sample=predicted) if return_dict else (predicted,)
 
@@ -80,7 +83,7 @@ class Denoiser(EngineModule):
 class TextEncoder(EngineModule):
     """CLIP's text model (with or without projection) or T5's encoder: token ids int64 [B, L] to embeddings."""
 
-    def __init__(self, config: dict[str, Any], class_name: str, session: Session) -> None:
+    def __init__(self, config: dict[str, Any], class_name: str, session: Runner) -> None:
         super().__init__(getattr(transformers, class_name).config_class.from_dict(config))
         self.session = session
 
@@ -128,7 +131,7 @@ class HiddenStates:
 class Vae(EngineModule):
     """An AutoencoderKL of two graphs; `encoder` is None where the artifact holds no image-to-image."""
 
-    def __init__(self, config: dict[str, Any], class_name: str, decoder: Session, encoder: Session | None) -> None:
+    def __init__(self, config: dict[str, Any], class_name: str, decoder: Runner, encoder: Runner | None) -> None:
         super().__init__(with_defaults(getattr(diffusers, class_name), config))
         self.decoder_session, self.encoder_session = decoder, encoder
 
@@ -145,7 +148,7 @@ class Vae(EngineModule):
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
 
-def _only_output(session: Session, value: torch.Tensor) -> torch.Tensor:
+def _only_output(session: Runner, value: torch.Tensor) -> torch.Tensor:
     outputs = session.run({session.inputs[0]: as_array(value)})
     return torch.from_numpy(next(iter(outputs.values())))
 

@@ -11,27 +11,58 @@ from artifact.errors import UserError, nearest
 from artifact.manifest import Artifact
 from artifact.sampling import Progress, initial_noise, sample
 from engines.assembly import assemble
+from engines.backends import Runner, choose_backend, runner
 from engines.families import Layout, layout
-from engines.session import Session
+from engines.modes import choose_mode
+from engines.placement import Placement
+from engines.residency import Residency, Staged, Watch
 
 
 class EnginePipeline:
     """A preset of an artifact, loaded. Use it in a `with` block, or `close` it.
 
-    `artifact`, `preset`, `layout` and `sessions` (by component) are open to readers; `generation` holds the keyword
-    arguments of the diffusers call that the model wants by default.
+    `artifact`, `preset`, `backend`, `layout` and `sessions` (a runner by component) are open to readers; `generation`
+    holds the keyword arguments of the diffusers call that the model wants by default. `mode` is the memory mode that
+    holds now and `notes` say why it is not the one asked for. `watch` hears "load X", "free X" and "step N".
     """
 
-    def __init__(self, artifact: Artifact, preset: str, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        preset: str,
+        threads: int | None = None,
+        backend: str = "auto",
+        memory: str | None = None,
+        max_memory: str | int | None = None,
+        watch: Watch | None = None,
+    ) -> None:
         self.artifact, self.preset = artifact, preset
         components = artifact.manifest["components"]
         self.layout: Layout = layout(components)
         self.generation: dict[str, Any] = dict(artifact.manifest["generation"])
-        self.sessions = {n: Session(artifact.model(n, preset), n, threads) for n in components}
-        self._pipes: dict[bool, Any] = {}
-        for name, component in components.items():
-            if component["role"] != "vae_encoder":  # only image-to-image needs it: opened at its first call
-                self.sessions[name].open()
+        self.backend = choose_backend(artifact, preset, backend)
+        mode = choose_mode(artifact, preset, self.backend, memory, max_memory)
+        runners = {n: runner(artifact, n, preset, self.backend, threads) for n in components}
+        self._residency = Residency(runners, {n: c["role"] for n, c in components.items()}, mode, watch)
+        self.sessions: dict[str, Runner] = {n: Staged(n, self._residency) for n in components}
+        self._pipes: dict[str, Any] = {}
+        self._residency.load()
+
+    @property
+    def mode(self) -> str:
+        """resident, pipelined or streaming (engines/residency.py says what each keeps in memory)."""
+        return self._residency.mode
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences on what went otherwise than asked: a mode that had to change for want of memory."""
+        return self._residency.notes
+
+    @property
+    def placements(self) -> dict[str, Placement]:
+        """Which nodes ran where, by component: of those that onnxruntime has run with more than its CPU provider."""
+        found = {n: getattr(r, "placement", None) for n, r in self._residency.runners.items()}
+        return {n: p for n, p in found.items() if p is not None}
 
     def __enter__(self) -> EnginePipeline:
         return self
@@ -40,21 +71,21 @@ class EnginePipeline:
         self.close()
 
     def close(self) -> None:
-        """Free every graph."""
-        for session in self.sessions.values():
-            session.close()
+        """Free every graph, once a load in the background has ended; later calls are refused."""
+        self._residency.close()
 
-    def diffusers(self, image_to_image: bool = False) -> Any:
-        """The diffusers pipeline object on these engines, built once for each of the two uses."""
-        if image_to_image not in self._pipes:
-            self._pipes[image_to_image] = assemble(self.artifact, self.sessions, image_to_image)
-        return self._pipes[image_to_image]
+    def diffusers(self, task: str = "text2image") -> Any:
+        """The diffusers pipeline object on these engines, built once for each task of `engines.assembly.TASKS`."""
+        if task not in self._pipes:
+            self._pipes[task] = assemble(self.artifact, self.sessions, task, self._residency.step)
+        return self._pipes[task]
 
     def __call__(
         self,
         prompt: str | Sequence[str],
         *,
         image: Any = None,
+        mask: Any = None,
         strength: float = 0.6,
         steps: int | None = None,
         seed: int | Sequence[int] = 0,
@@ -66,9 +97,10 @@ class EnginePipeline:
     ) -> Any:
         """Draw `prompt`: a PIL image; for a list of prompts, a list of them.
 
-        With `image` (PIL, cropped and resized to width x height) it is changed instead, by `strength` in (0, 1]. What
-        is None is as the model wants it. A batch with one seed takes seed, seed + 1, ...; text-to-image starts from
-        `artifact.sampling.initial_noise`, image-to-image from torch's generator, as diffusers draws it.
+        With `image` (PIL, cropped and resized to width x height) it is changed instead, by `strength` in (0, 1]; with
+        `mask` (PIL, fitted likewise) only where that is white. What is None is as the model wants it. A batch with one
+        seed takes seed, seed + 1, ...; text-to-image starts from `artifact.sampling.initial_noise`, the others from
+        torch's generator, as diffusers draws it.
         Raises UserError for values that the pipeline cannot take.
         """
         from PIL import Image
@@ -76,12 +108,14 @@ class EnginePipeline:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         call = self._call(steps, height, width, guidance, negative_prompt)
         seeds = _seeds(seed, len(prompts))
+        if mask is not None and image is None:
+            raise UserError("A mask was given without an image: give the image that it is to change.")
         if image is None:
             noise = initial_noise(self.layout.latents, seeds, call["height"], call["width"])
             arrays = sample(self.diffusers(), prompts, noise, call, progress).images
             images = [Image.fromarray(a) for a in arrays]
         else:
-            images = self._change(prompts, image, strength, seeds, call, progress)
+            images = self._change(prompts, image, mask, strength, seeds, call, progress)
         return images[0] if isinstance(prompt, str) else images
 
     def _call(
@@ -109,12 +143,13 @@ class EnginePipeline:
         self,
         prompts: list[str],
         image: Any,
+        mask: Any,
         strength: float,
         seeds: list[int],
         call: dict[str, Any],
         progress: Progress | None,
     ) -> list[Any]:
-        """Image-to-image on a batch of prompts and one image."""
+        """Image-to-image, or inpainting with a mask, on a batch of prompts and one image."""
         import torch
         from PIL import ImageOps
 
@@ -126,8 +161,11 @@ class EnginePipeline:
                 f"strength {strength} of {call['num_inference_steps']} steps leaves no step to compute: "
                 "raise one of them."
             )
-        pipe = self.diffusers(image_to_image=True)
-        fitted = ImageOps.fit(image.convert("RGB"), (call["width"], call["height"]))
+        pipe = self.diffusers("image2image" if mask is None else "inpainting")
+        size = (call["width"], call["height"])
+        given = {"image": [ImageOps.fit(image.convert("RGB"), size)] * len(prompts)}
+        if mask is not None:
+            given["mask_image"] = [ImageOps.fit(mask.convert("L"), size)] * len(prompts)
         accepted = inspect.signature(pipe.__call__).parameters
         call = {k: v for k, v in call.items() if k in accepted or k not in ("height", "width")}
         if isinstance(call.get("negative_prompt"), str):
@@ -142,7 +180,7 @@ class EnginePipeline:
         with torch.no_grad():
             return pipe(
                 prompts,
-                image=[fitted] * len(prompts),
+                **given,
                 strength=strength,
                 generator=[torch.Generator().manual_seed(s) for s in seeds],
                 callback_on_step_end=after_step,
@@ -151,25 +189,42 @@ class EnginePipeline:
 
 
 def load(
-    directory: Path | str, preset: str | None = None, threads: int | None = None, verify: bool = True
+    directory: Path | str,
+    preset: str | None = None,
+    threads: int | None = None,
+    verify: bool = True,
+    backend: str = "auto",
+    max_memory: str | int | None = None,
+    memory: str | None = None,
+    watch: Watch | None = None,
 ) -> EnginePipeline:
     """Open the artifact in `directory` and load `preset` (None: the first that was built).
 
     `threads` bounds onnxruntime's threads within an operator (None: one per core). `verify` compares every file with
-    its recorded hash first. Raises UserError for a damaged artifact or an unknown preset.
+    its recorded hash first. `backend` is one of `engines.backends.BACKENDS`. `memory` names a mode of
+    `engines.modes.MODES`, `max_memory` ("600MB", "2GiB" or bytes) chooses the fastest one whose estimate is within it;
+    without either everything stays in memory. `watch` hears of every load and every step.
+
+    Raises UserError for a damaged artifact, an unknown preset, backend or mode, and a budget that is too small;
+    OutOfMemory where not even the smallest mode fits.
     """
     artifact = Artifact.open(directory, verify)
-    return EnginePipeline(artifact, choose(artifact, preset), threads)
+    return EnginePipeline(artifact, choose(artifact, preset), threads, backend, memory, max_memory, watch)
 
 
 def as_diffusers(
-    directory: Path | str, preset: str | None = None, image_to_image: bool = False, threads: int | None = None
+    directory: Path | str,
+    preset: str | None = None,
+    task: str = "text2image",
+    threads: int | None = None,
+    backend: str = "auto",
+    max_memory: str | int | None = None,
 ) -> Any:
     """The diffusers pipeline class that the artifact was built from, on engines; call it as diffusers documents it.
 
-    `image_to_image` gives the family's image-to-image class. Raises what `load` raises.
+    `task` "image2image" or "inpainting" gives the family's class for that. Raises what `load` raises.
     """
-    return load(directory, preset, threads).diffusers(image_to_image)
+    return load(directory, preset, threads, backend=backend, max_memory=max_memory).diffusers(task)
 
 
 def choose(artifact: Artifact, preset: str | None) -> str:

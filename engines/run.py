@@ -12,6 +12,9 @@ import typer
 from artifact.command import reported
 from artifact.errors import UserError
 from artifact.files import written_whole
+from engines.backends import BACKENDS
+from engines.memory import Recorder, probe
+from engines.modes import MODES
 
 EXAMPLES = """\
 Examples:
@@ -20,6 +23,8 @@ Examples:
   python -m engines.run out/shapes --prompt "a large red circle on white" --output circle.png
   python -m engines.run out/flux --preset svdq-int4 --steps 4 --seed 7 --prompt "a red fox in snow" --output fox.png
   python -m engines.run out/flux --image fox.png --strength 0.6 --prompt "the same in autumn" --output autumn.png
+  python -m engines.run out/flux --image fox.png --mask sky.png --prompt "a night sky" --output night.png
+  python -m engines.run out/flux --max-memory 12GB --prompt "a red fox in snow" --output fox.png --verbose
 """
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -32,6 +37,7 @@ def run(
     output: Annotated[Path, typer.Option(help="Image file to write (.png, .jpg, .webp).")],
     preset: Annotated[str | None, typer.Option(help="Preset to run; the artifact's first if not given.")] = None,
     image: Annotated[Path | None, typer.Option(help="Image to start from (image-to-image).")] = None,
+    mask: Annotated[Path | None, typer.Option(help="Image that is white where --image is to be drawn anew.")] = None,
     strength: Annotated[float, typer.Option(help="How much of --image to change, in (0, 1].")] = 0.6,
     steps: Annotated[int | None, typer.Option(help="Denoising steps; the model's own number if not given.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the initial noise, 0 or more.")] = 0,
@@ -39,23 +45,36 @@ def run(
     width: Annotated[int | None, typer.Option(help="Width in pixels.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale; the model's own if not given.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What to keep out of the image.")] = None,
+    backend: Annotated[str, typer.Option(help=f"What runs the graphs: {', '.join(BACKENDS)}.")] = "auto",
+    memory: Annotated[str | None, typer.Option(help=f"What stays in memory: {', '.join(MODES)}.")] = None,
+    max_memory: Annotated[
+        str | None, typer.Option(help="Memory to stay within, such as 600MB or 2GiB; chooses --memory.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; one per core if not given.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Also print the latency of every component.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Also print latencies, memory, and where nodes ran.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Draw PROMPT with the engines in OUT and write the image to OUTPUT."""
     with reported(debug):
         _check_output(output)
-        start_image = None if image is None else _read_image(image)
+        if mask is not None and image is None:
+            raise UserError(f"--mask {mask} was given without --image: give the image that it is to change.")
+        start_image = None if image is None else _read_image(image, "--image")
+        fill = None if mask is None else _read_image(mask, "--mask")
         from engines.pipeline import load  # after `reported` has silenced the libraries
 
-        with load(out, preset, threads) as pipe, _bar(quiet) as progress:
-            pipe.diffusers(image_to_image=start_image is not None)  # imports and tokenizers are not the image's time
+        opened = load(out, preset, threads, backend=backend, memory=memory, max_memory=max_memory)
+        with opened as pipe, _bar(quiet) as progress, Recorder(probe(pipe.backend)) as recorder:
+            # Imports and tokenizers are not the image's time.
+            pipe.diffusers("text2image" if image is None else "image2image" if mask is None else "inpainting")
             start = time.perf_counter()
             drawn = pipe(
                 prompt,
                 image=start_image,
+                mask=fill,
                 strength=strength,
                 steps=steps,
                 seed=seed,
@@ -72,6 +91,9 @@ def run(
             print(f"{output}: {drawn.width} x {drawn.height}, preset {pipe.preset}, seed {seed}, {seconds:.2f} s")
         if verbose:
             _print_latencies(pipe)
+            print(f"memory  {pipe.mode}, peak {recorder.peak_bytes / 1e6:.0f} MB ({recorder.probe.name})")
+            for name, placement in pipe.placements.items():
+                print(f"nodes   {name}: {placement}")
 
 
 def _format(path: Path) -> str | None:
@@ -95,16 +117,16 @@ def _check_output(path: Path) -> None:
         raise UserError(f"--output {path} cannot be written ({e.strerror}): choose another place.") from None
 
 
-def _read_image(path: Path) -> Any:
+def _read_image(path: Path, option: str) -> Any:
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
     except FileNotFoundError:
-        raise UserError(f"--image {path} does not exist: give an image file.") from None
+        raise UserError(f"{option} {path} does not exist: give an image file.") from None
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as e:
-        raise UserError(f"--image {path} cannot be read as an image ({e}): give a PNG, JPEG or WebP file.") from None
+        raise UserError(f"{option} {path} cannot be read as an image ({e}): give a PNG, JPEG or WebP file.") from None
 
 
 class _bar:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from PIL import Image
 import engines
 from artifact.errors import UserError
 from artifact.sampling import sample
+from engines.assembly import TASKS
 from tests.engines.tiny import PROMPTS, SIDE, Tiny
 
 FAMILIES = ("flux", "stable_diffusion", "stable_diffusion_xl")
@@ -41,24 +44,68 @@ def test_a_batch_on_engines_equals_torch_step_by_step(family: Tiny) -> None:
     assert np.abs(found.images.astype(int) - expected.images).max() <= 1
 
 
-def test_image_to_image_on_engines_equals_torch(family: Tiny) -> None:
+def hole() -> Image.Image:
+    """A mask: the right half is to be drawn anew."""
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    mask[:, SIDE // 2 :] = 255
+    return Image.fromarray(mask)
+
+
+def on_torch(family: Tiny, task: str, **given: Any) -> np.ndarray:
+    """What the family's torch pipeline for the task makes of the first prompt, float32 [H, W, 3] in 0..255."""
     import diffusers
 
-    name = type(family.pipe).__name__.replace("Pipeline", "Img2ImgPipeline")
+    name = type(family.pipe).__name__.replace("Pipeline", TASKS[task] + "Pipeline")
     parts = {k: v for k, v in family.pipe.components.items() if k not in ("image_encoder", "feature_extractor")}
-    more = {"feature_extractor": None, "requires_safety_checker": False} if "StableDiffusionImg" in name else {}
+    old = name.startswith(("StableDiffusionImg", "StableDiffusionInp"))
+    more = {"feature_extractor": None, "requires_safety_checker": False} if old else {}
     torch_pipe = getattr(diffusers, name)(**parts, **more)
     torch_pipe.set_progress_bar_config(disable=True)
-    call = {k: v for k, v in family.generation.items() if "Flux" in name or k not in ("height", "width")}
+    accepted = inspect.signature(torch_pipe.__call__).parameters
+    call = {k: v for k, v in family.generation.items() if k in accepted}
     with torch.no_grad():
-        expected = torch_pipe(PROMPTS[0], image=picture(), strength=0.7, generator=torch.Generator().manual_seed(9),
-                              output_type="np", **call).images[0]  # fmt: skip
+        drawn = torch_pipe(PROMPTS[0], generator=torch.Generator().manual_seed(9), output_type="np", **given, **call)
+    return drawn.images[0] * 255
+
+
+def test_image_to_image_on_engines_equals_torch(family: Tiny) -> None:
+    expected = on_torch(family, "image2image", image=picture(), strength=0.7)
     with engines.load(family.root) as pipe:
         found = pipe(PROMPTS[0], image=picture(), strength=0.7, seed=9)
         other = pipe(PROMPTS[0], image=picture(), strength=0.7, seed=10)
-    difference = np.abs(np.asarray(found, float) - expected * 255)
-    assert difference.max() <= 1
+    assert np.abs(np.asarray(found, float) - expected).max() <= 1
     assert np.abs(np.asarray(found, int) - np.asarray(other, int)).max() > 2
+
+
+def test_inpainting_on_engines_equals_torch(family: Tiny) -> None:
+    expected = on_torch(family, "inpainting", image=picture(), mask_image=hole(), strength=0.7)
+    with engines.load(family.root) as pipe:
+        found = np.asarray(pipe(PROMPTS[0], image=picture(), mask=hole(), strength=0.7, seed=9), float)
+        unmasked = np.asarray(pipe(PROMPTS[0], image=picture(), strength=0.7, seed=9), float)
+    assert np.abs(found - expected).max() <= 1
+    assert np.abs(found - unmasked).max() > 2
+
+
+@pytest.mark.parametrize(("task", "given"), [("image2image", ()), ("inpainting", ("mask_image",))])
+def test_diffusers_own_class_for_a_task_runs_on_engines(family: Tiny, task: str, given: tuple[str, ...]) -> None:
+    more = {"mask_image": hole()} if given else {}
+    expected = on_torch(family, task, image=picture(), strength=0.7, **more)
+    pipe = engines.as_diffusers(family.root, task=task)
+    assert type(pipe).__name__ == type(family.pipe).__name__.replace("Pipeline", TASKS[task] + "Pipeline")
+    pipe.set_progress_bar_config(disable=True)
+    accepted = inspect.signature(pipe.__call__).parameters
+    call = {k: v for k, v in family.generation.items() if k in accepted}
+    found = pipe(PROMPTS[0], image=picture(), strength=0.7, generator=torch.Generator().manual_seed(9),
+                 output_type="np", **more, **call).images[0]  # fmt: skip
+    assert np.abs(found * 255 - expected).max() <= 1
+
+
+def test_a_mask_without_an_image_and_an_unknown_task_are_refused(flux: Tiny) -> None:
+    with engines.load(flux.root) as pipe:
+        with pytest.raises(UserError, match="A mask was given without an image"):
+            pipe(PROMPTS[0], mask=hole())
+        with pytest.raises(UserError, match="no task 'inpaint': did you mean 'inpainting'"):
+            pipe.diffusers("inpaint")
 
 
 def test_one_prompt_gives_the_image_that_it_has_in_a_batch(flux: Tiny) -> None:

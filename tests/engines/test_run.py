@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,33 @@ def test_an_image_is_written_and_is_the_pipelines(flux: Tiny, tmp_path: Path) ->
     assert [p.name for p in output.parent.iterdir()] == ["image.png"]
 
 
+def test_memory_backend_and_placement_are_said(flux: Tiny, tmp_path: Path) -> None:
+    code, said, _ = invoke(flux.root, "--prompt", PROMPTS[0], "--backend", "onnxruntime", "--max-memory", "64GB",
+                           "--verbose", "--output", tmp_path / "a.png")  # fmt: skip
+    assert code == 0 and re.search(r"^memory  resident, peak \d+ MB \(rss\)$", said, re.MULTILINE)
+    code, said, _ = invoke(flux.root, "--prompt", PROMPTS[0], "--memory", "streaming", "--verbose",
+                           "--output", tmp_path / "b.png")  # fmt: skip
+    assert code == 0 and "memory  streaming, peak" in said
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_a_mask_keeps_the_rest(flux: Tiny, tmp_path: Path) -> None:
+    start, mask, output = tmp_path / "start.png", tmp_path / "mask.png", tmp_path / "image.png"
+    Image.new("RGB", (SIDE, SIDE), "orange").save(start)
+    Image.new("L", (SIDE, SIDE), 0).save(mask)
+    drawn = {}
+    for white in (False, True):
+        Image.new("L", (SIDE, SIDE), 255 * white).save(mask)
+        code, _, error = invoke(flux.root, "--prompt", PROMPTS[0], "--image", start, "--mask", mask, "--output", output)
+        assert code == 0, error
+        drawn[white] = np.asarray(Image.open(output), int)
+    assert np.abs(drawn[True] - drawn[False]).max() > 2
+    assert "without --image" in refused(tmp_path / "x.png", flux.root, "--prompt", "a", "--mask", mask)
+    assert "--mask /nowhere.png does not exist" in refused(
+        tmp_path / "x.png", flux.root, "--prompt", "a", "--image", start, "--mask", "/nowhere.png"
+    )
+
+
 def test_an_image_to_start_from_is_used(flux: Tiny, tmp_path: Path) -> None:
     start, output = tmp_path / "start.jpg", tmp_path / "image.webp"
     Image.new("RGB", (50, 70), "orange").save(start)
@@ -57,6 +85,11 @@ def test_an_image_to_start_from_is_used(flux: Tiny, tmp_path: Path) -> None:
         (("--steps", "0"), "steps is 0"),
         (("--height", "20"), "height is 20 pixels, the model needs a multiple of 8: give 16 or 24"),
         (("--seed", "-1"), "seed is -1"),
+        (("--backend", "onnxrt"), "no backend 'onnxrt': did you mean 'onnxruntime'?"),
+        (("--backend", "tensorrt"), "tensorrt is not installed"),
+        (("--memory", "small"), "no memory mode 'small'"),
+        (("--max-memory", "lots"), "--max-memory lots is no amount of memory"),
+        (("--max-memory", "1MB"), "in streaming mode, more than --max-memory 1 MB: allow more"),
         (("--image", "/nowhere.png"), "does not exist"),
         (("--image", __file__), "cannot be read as an image"),
     ],

@@ -1,0 +1,87 @@
+"""What runs a graph: one interface, onnxruntime or TensorRT behind it."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from artifact.errors import UserError, nearest
+from artifact.manifest import Artifact
+
+BACKENDS = ("auto", "onnxruntime", "tensorrt")
+log = logging.getLogger("engines")
+
+
+class Runner(Protocol):
+    """One graph: arrays in by name, arrays out by name.
+
+    `run` returns float16 outputs as float32. It raises UserError for wrong names and shapes, NotFinite for outputs that
+    hold NaN or infinity, OutOfMemory. `open` reads the weights and may be called by another thread than `run`; `close`
+    frees everything, and the next call opens it again.
+    """
+
+    name: str
+    latencies_ms: list[float]
+
+    def open(self) -> Runner: ...
+    def close(self) -> None: ...
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]: ...
+
+    @property
+    def inputs(self) -> list[str]: ...
+    @property
+    def outputs(self) -> list[str]: ...
+
+
+@runtime_checkable
+class WeightStreaming(Protocol):
+    """A runner that can keep its weights in the host's memory and stream them in; set before `open`."""
+
+    stream_weights: bool
+
+
+def choose_backend(artifact: Artifact, preset: str, backend: str) -> str:
+    """ "onnxruntime" or "tensorrt"; "auto" takes TensorRT where every component has a plan that runs on this machine.
+
+    Plans that are there but not for this machine are told of in the log. Raises UserError for an unknown backend, and
+    where "tensorrt" is asked for and a plan is missing or is for another machine.
+    """
+    if backend not in BACKENDS:
+        raise UserError(f"There is no backend {backend!r}: {nearest(backend, list(BACKENDS))}")
+    if backend == "onnxruntime" or (backend == "auto" and not any(artifact.root.glob("engines/*.plan"))):
+        return "onnxruntime"
+    try:
+        if importlib.util.find_spec("tensorrt") is None:
+            raise UserError(
+                "The Python package tensorrt is not installed: install it as JetPack or NVIDIA's TensorRT guide says, "
+                "or run on onnxruntime."
+            )
+        from engines.trt.plan import find
+
+        for component in artifact.manifest["components"]:
+            find(artifact, component, preset)
+    except UserError as e:
+        if backend == "tensorrt":
+            raise
+        log.warning("TensorRT is not used: %s", e)
+        return "onnxruntime"
+    return "tensorrt"
+
+
+def runner(artifact: Artifact, component: str, preset: str, backend: str, threads: int | None = None) -> Runner:
+    """A closed runner for a component; `backend` as `choose_backend` returns it, `threads` for onnxruntime only.
+
+    Raises UserError where the artifact has no such graph or plan.
+    """
+    if backend == "tensorrt":
+        from engines.trt.plan import find
+        from engines.trt.session import PlanSession
+
+        return PlanSession(artifact, find(artifact, component, preset), component)
+    from engines.session import Session
+
+    return Session(artifact.model(component, preset), component, threads)

@@ -1,0 +1,94 @@
+"""Memory modes: how many of an artifact's graphs are in memory at a time, and which mode a budget allows.
+
+After Choi et al., "Squeezing Large-Scale Diffusion Models for Mobile" (2023), section 3.3: the denoiser stays, the text
+encoder is loaded, used and freed, the image decoder is loaded by a second thread while the last steps still run.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+
+from artifact.errors import UserError, nearest
+from artifact.manifest import Artifact
+from engines.memory import resident_bytes
+from engines.sizes import preset_bytes
+
+# From the fastest to the smallest.
+MODES = ("resident", "pipelined", "streaming")
+log = logging.getLogger("engines")
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+# Memory that onnxruntime's CPU provider takes for a graph, per byte on disk while it loads: 16-bit weights become
+# 32-bit ones and both are there for a moment; 4-bit ones keep their size, their unpacking is part of the running.
+_LOADING = {"float16": 3.0, "bfloat16": 3.0, "float32": 2.0}
+_GRAPH = 4 * 10**6  # bytes of a graph's nodes, kernels and thread pool, whatever its weights
+_RUNTIME = 14 * 10**6  # bytes of onnxruntime's own pages after the first graph
+
+
+def parse_bytes(text: str | int) -> int:
+    """ "600MB", "2 GiB", "1.5gb" or a number of bytes. Raises UserError for anything else, and for less than 1."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(text))
+    unit = found and _UNITS.get(found[2].upper())
+    if not found or unit is None or float(found[1]) * unit < 1:
+        raise UserError(f"--max-memory {text} is no amount of memory: give one such as 600MB or 2GiB.")
+    return int(float(found[1]) * unit)
+
+
+def estimated_bytes(artifact: Artifact, preset: str, backend: str, mode: str) -> int:
+    """Peak memory of one image in this mode: what the process holds now, and the largest set of graphs at a time.
+
+    For onnxruntime resident memory of the process, for TensorRT device memory. Weights and their loading; what lies
+    between the layers is counted only as far as loading takes more than keeping.
+    """
+    needs = _needs(artifact, preset, backend)
+    roles = {n: c["role"] for n, c in artifact.manifest["components"].items()}
+
+    def of(role: str) -> int:
+        return sum(needs[n] for n, r in roles.items() if r == role)
+
+    encoders, decoder, encoder, denoiser = (of(r) for r in ("text_encoder", "vae_decoder", "vae_encoder", "denoiser"))
+    if mode == "resident":
+        held = encoders + decoder + denoiser
+    elif mode == "pipelined":
+        held = denoiser + max(encoders, decoder, encoder)
+    elif backend == "tensorrt":  # pipelined, with the denoiser's weights on the host
+        held = max(encoders, decoder, encoder)
+    else:
+        held = max(needs.values())
+    return held + (0 if backend == "tensorrt" else resident_bytes("VmRSS") + _RUNTIME)
+
+
+def _needs(artifact: Artifact, preset: str, backend: str) -> dict[str, int]:
+    """Bytes of memory for each component alone."""
+    if backend == "tensorrt":
+        from engines.trt.plan import find
+
+        return {n: find(artifact, n, preset).path.stat().st_size for n in artifact.manifest["components"]}
+    factor = _LOADING[artifact.manifest["dtype"]]
+    return {n: int(factor * size) + _GRAPH for n, size in preset_bytes(artifact, preset).items()}
+
+
+def choose_mode(artifact: Artifact, preset: str, backend: str, mode: str | None, max_memory: str | int | None) -> str:
+    """`mode` if it is named; else the fastest one whose estimate is within `max_memory`; resident without a budget.
+
+    Raises UserError for an unknown mode, for an amount that is none, for a named mode whose estimate is above the
+    budget, and where not even the smallest mode is within it.
+    """
+    if mode is not None and mode not in MODES:
+        raise UserError(f"There is no memory mode {mode!r}: {nearest(mode, list(MODES))}")
+    if max_memory is None:
+        return mode or MODES[0]
+    budget = parse_bytes(max_memory)
+    if backend != "tensorrt":
+        import engines.modules  # noqa: F401  (torch and diffusers take their memory first, so that it counts)
+    estimates = {m: estimated_bytes(artifact, preset, backend, m) for m in ((mode,) if mode else MODES)}
+    for name, estimate in estimates.items():
+        if estimate <= budget:
+            return name
+    least = min(estimates, key=lambda m: estimates[m])
+    smaller = " or mode" if mode and mode != MODES[-1] else ""
+    raise UserError(
+        f"Preset {preset!r} needs about {estimates[least] / 1e6:.0f} MB in {least} mode, more than --max-memory "
+        f"{budget / 1e6:.0f} MB: allow more, or take a smaller preset{smaller}."
+    )
