@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
@@ -54,14 +53,15 @@ def choose_backend(artifact: Artifact, preset: str, backend: str) -> str:
         raise UserError(f"There is no backend {backend!r}: {nearest(backend, list(BACKENDS))}")
     if backend == "onnxruntime" or (backend == "auto" and not any(artifact.root.glob("engines/*.plan"))):
         return "onnxruntime"
+    from engines.trt.plan import find
+    from engines.trt.versions import python_module
+
     try:
-        if importlib.util.find_spec("tensorrt") is None:
+        if python_module() is None:
             raise UserError(
                 "The Python package tensorrt is not installed: install it as JetPack or NVIDIA's TensorRT guide says, "
                 "or run on onnxruntime."
             )
-        from engines.trt.plan import find
-
         for component in artifact.manifest["components"]:
             find(artifact, component, preset)
     except UserError as e:
