@@ -1,0 +1,286 @@
+"""Predicted against measured on this CPU: python -m bench.predict out/shapes-dit out/shapes-unet
+
+Latency of every component and of an image of the given artifacts, and of a block in FLUX's shape at three sizes, made
+here with random weights. Micro-benchmarks and models are measured in turn in one run, with one thread, which is timed
+by its own CPU time (other processes do not lengthen that; on a quiet machine it is the latency, shown beside it).
+Ends with 1 where a row is off by more than 25 %. Memory: growth of a fresh process that runs one graph.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs without an installation
+from artifact.manifest import Artifact  # noqa: E402
+from engines import load, machine  # noqa: E402
+from engines.cost import cpu  # noqa: E402
+from engines.cost.ceilings import Ceilings  # noqa: E402
+from engines.cost.graph import Graph  # noqa: E402
+from engines.cost.liveness import peak_bytes  # noqa: E402
+from engines.cost.prediction import CPU_BAND, calls_per_image  # noqa: E402
+from engines.session import Session  # noqa: E402
+from engines.shapes import Input, graph_inputs, input_shapes  # noqa: E402
+
+THREADS = 1
+BLOCKS = ((768, 1024), (1536, 512), (3072, 256))  # width, tokens
+HEAD = 128  # channels of an attention head, as in FLUX
+RANK = 32
+PRESETS = ("fp16", "svdq-int4")
+
+
+@dataclass
+class Case:
+    """Something that is measured: `run` does it once. `graph` None: an image, the sum of `parts` by their calls."""
+
+    name: str
+    run: Callable[[], object]
+    graph: Graph | None = None
+    parts: list[tuple[Case, int]] = field(default_factory=list)
+    model: Path | None = None
+    feeds: dict[str, np.ndarray] = field(default_factory=dict)
+    cpu_ms: float = math.inf
+    wall_ms: float = math.inf
+
+    def measure(self, runs: int) -> None:
+        """Keep the least of the times."""
+        for _ in range(runs):
+            wall, own = time.perf_counter(), time.thread_time()
+            self.run()
+            self.cpu_ms = min(self.cpu_ms, 1e3 * (time.thread_time() - own))
+            self.wall_ms = min(self.wall_ms, 1e3 * (time.perf_counter() - wall))
+
+    def predicted_ms(self, ceilings: Ceilings) -> float:
+        """By the micro-benchmarks."""
+        if self.graph is None:
+            return sum(count * part.predicted_ms(ceilings) for part, count in self.parts)
+        return 1e3 * cpu.seconds(self.graph, ceilings)[0]
+
+
+def random_feeds(inputs: list[Input], shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        i.name: (0.5 * rng.standard_normal(shapes[i.name])).astype(i.dtype)
+        if i.dtype.kind == "f"
+        else np.ones(shapes[i.name], i.dtype)
+        for i in inputs
+    }
+
+
+def graph_case(name: str, model: Path, shapes: dict[str, tuple[int, ...]]) -> Case:
+    """A graph on random inputs."""
+    session = Session(model, name, THREADS, check_finite=False).open()
+    feeds = random_feeds(graph_inputs(model), shapes)
+    return Case(name, lambda: session.run(feeds), cpu.graph(model, shapes), model=model, feeds=feeds)
+
+
+def artifact_cases(root: Path) -> list[Case]:
+    """Components and image of an artifact's presets. Graphs that presets share are measured once."""
+    import torch
+
+    torch.set_num_threads(THREADS)
+    artifact = Artifact.open(root, verify=False)
+    name = artifact.manifest["name"]
+    found: dict[Path, Case] = {}
+    images = []
+    for preset in (p for p in PRESETS if p in artifact.manifest["presets"]):
+        parts = []
+        for component, calls in calls_per_image(
+            artifact, artifact.manifest["generation"]["num_inference_steps"]
+        ).items():
+            model = artifact.model(component, preset)
+            if model not in found:
+                title = f"{name} {component}" + ("" if "fp16" in model.name and preset != "fp16" else f" {preset}")
+                found[model] = graph_case(title, model, input_shapes(artifact, component, model))
+            parts.append((found[model], calls))
+        pipe = load(root, preset, THREADS, verify=False)
+        prompt = artifact.manifest["references"]["prompts"][0]
+        images.append(Case(f"{name} image {preset}", lambda pipe=pipe, prompt=prompt: pipe(prompt), parts=parts))
+    return [*found.values(), *images]
+
+
+def block(width: int) -> Any:
+    """An ir.Model in the shape of FLUX's single block, with random weights and dynamic batch and tokens: modulation,
+    layer norm, attention with normalised heads beside an MLP, and one projection of both."""
+    import onnx
+    import onnx_ir as ir
+    from onnx import helper, numpy_helper
+
+    rng, nodes, weights = np.random.default_rng(0), [], {}
+
+    def node(kind: str, *inputs: str, **attributes: object) -> str:
+        nodes.append(helper.make_node(kind, inputs, [f"v{len(nodes)}"], name=f"{kind}_{len(nodes)}", **attributes))
+        return nodes[-1].output[0]
+
+    def weight(name: str, value: np.ndarray) -> str:
+        weights[name] = value
+        return name
+
+    def half(*shape: int) -> np.ndarray:
+        return (rng.standard_normal(shape, np.float32) / math.sqrt(shape[-1])).astype(np.float16)
+
+    def linear(name: str, x: str, k: int, n: int) -> str:
+        product = node("MatMul", x, node("Transpose", weight(f"{name}.weight", half(n, k)), perm=[1, 0]))
+        return node("Add", product, weight(f"{name}.bias", half(n)))
+
+    ones = weight("ones", np.ones(width, np.float16))
+    emb = node("Unsqueeze", linear("norm.linear", "emb", width, 3 * width), weight("axis", np.array([1], np.int64)))
+    third = weight("third", np.full(3, width, np.int64))
+    nodes.append(helper.make_node("Split", [emb, third], ["shift", "scale", "gate"], name="split", axis=2))
+    one = weight("one", np.ones((), np.float16))
+    x = node("LayerNormalization", "x", ones, axis=-1, epsilon=1e-6)
+    x = node("Add", node("Mul", x, node("Add", "scale", one)), "shift")
+    split = weight("heads", np.array([0, 0, width // HEAD, HEAD], np.int64))
+    heads = {n: node("Reshape", linear(f"attn.to_{n}", x, width, width), split) for n in "qkv"}
+    q, k = (node("LayerNormalization", heads[n], weight(f"{n}.norm", np.ones(HEAD, np.float16)), axis=-1) for n in "qk")
+    q = node("Mul", node("Transpose", q, perm=[0, 2, 1, 3]), weight("root", np.array(HEAD**-0.5, np.float16)))
+    scores = node("MatMul", q, node("Transpose", k, perm=[0, 2, 3, 1]))
+    mixed = node("MatMul", node("Softmax", scores, axis=-1), node("Transpose", heads["v"], perm=[0, 2, 1, 3]))
+    joined = weight("joined", np.array([0, 0, width], np.int64))
+    attention = node("Reshape", node("Transpose", mixed, perm=[0, 2, 1, 3]), joined)
+    mlp = node("Gelu", linear("proj_mlp", x, width, 4 * width), approximate="tanh")
+    out = linear("proj_out", node("Concat", attention, mlp, axis=2), 5 * width, width)
+    nodes.append(helper.make_node("Add", ["x", node("Mul", out, "gate")], ["y"], name="residual"))
+    kind = onnx.TensorProto.FLOAT16
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes, "block",
+        [value("x", kind, ["batch", "tokens", width]), value("emb", kind, ["batch", width])],
+        [value("y", kind, ["batch", "tokens", width])],
+        [numpy_helper.from_array(v, n) for n, v in weights.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    return ir.from_proto(onnx.shape_inference.infer_shapes(model))
+
+
+def four_bit(model: Any) -> Any:
+    """The block in svdq-int4's portable form. The numbers are random: only the time matters."""
+    from passes.layers import find_layers, quantised
+    from passes.policy import Policy
+    from passes.presets import PRESETS, layered
+    from passes.solved import Quantised
+    from passes.solver import SolvedLayer
+    from plugins.svdq_linear.spec import group_count
+
+    policy = Policy(quantise=("attn.*", "proj_*"), weight_only=("norm.*",))
+    preset, rng, solved = PRESETS["svdq-int4"], np.random.default_rng(1), {}
+    half = np.float16
+    for layer in quantised(find_layers(layered(policy)(model.clone()).model.graph, policy)):
+        recipe = preset.recipe(layer, "float16", rank=RANK)
+        k, n, r = layer.k, layer.n, RANK if recipe.rank else 0
+        solved[layer.name] = Quantised(
+            recipe,
+            SolvedLayer(
+                inv_smooth=np.ones(k, half), down=np.full((k, r), 1e-3, half), up=np.full((r, n), 1e-3, half),
+                qweight=rng.integers(-7, 8, (n, k), np.int8),
+                wscale=np.full((n, group_count(k, recipe.group_size)), 0.1 / math.sqrt(k), half),
+                bias=np.zeros(n, half), error=0.0, alpha=0.0, beta=0.0, rounds=0,
+            ),
+        )  # fmt: skip
+    return preset.apply(model, policy, solved)
+
+
+def block_cases(folder: Path) -> list[Case]:
+    """The block in 16 bits and in 4, at every size."""
+    from passes.policy import Policy
+    from passes.presets import PRESETS
+    from passes.write import write_model
+
+    cases = []
+    for width, tokens in BLOCKS:
+        shapes = {"x": (1, tokens, width), "emb": (1, width)}
+        for preset in PRESETS:
+            made = (
+                four_bit(block(width)) if preset == "svdq-int4" else PRESETS["fp16"].apply(block(width), Policy(), {})
+            )
+            path = folder / f"{preset}-{width}.onnx"
+            write_model(made, path)
+            cases.append(graph_case(f"block {width} wide, {tokens} tokens {preset}", path, shapes))
+    return cases
+
+
+PRESETS_OF_BLOCK = ("fp16", "svdq-int4")
+
+_CHILD = """
+import sys, numpy as np
+from engines.measure import resident_bytes
+from engines.session import Session
+import onnxruntime
+model, feeds = sys.argv[1], dict(np.load(sys.argv[2]))
+before = resident_bytes("VmRSS")
+session = Session(model, "measured", 1, check_finite=False).open()
+opened = resident_bytes("VmRSS")
+for _ in range(3):
+    session.run(feeds)
+print(resident_bytes("VmHWM") - before, resident_bytes("VmRSS") - before, opened - before)
+"""
+
+
+def memory(case: Case, folder: Path) -> tuple[int, int, int]:
+    """Bytes by which a fresh process grows that runs the graph: at its peak, afterwards, and once it was opened."""
+    np.savez(folder / "feeds.npz", **case.feeds)
+    command = [sys.executable, "-c", _CHILD, str(case.model), str(folder / "feeds.npz")]
+    root = str(Path(__file__).resolve().parents[1])
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
+    peak, after, opened = map(int, done.stdout.split())
+    return peak, after, opened
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("artifacts", nargs="*", type=Path)
+    parser.add_argument("--rounds", type=int, default=4, help="of micro-benchmarks and models in turn")
+    parser.add_argument("--runs", type=int, default=4, help="of every model in a round")
+    parser.add_argument("--no-blocks", action="store_true", help="leave out the FLUX-shaped block")
+    parser.add_argument("--json", type=Path, help="also write the rows there")
+    args = parser.parse_args()
+    before = machine.describe()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        cases = [c for root in args.artifacts for c in artifact_cases(root)]
+        cases += [] if args.no_blocks else block_cases(folder)
+        ceilings = Ceilings(THREADS)
+        needed = cpu.keys(c.graph for c in cases if c.graph is not None)
+        for i in range(args.rounds):
+            print(f"round {i + 1} of {args.rounds}", file=sys.stderr)
+            ceilings.measure(needed, rounds=1)
+            for case in cases:
+                case.measure(args.runs)
+        after = machine.describe()
+        print(f"{before['cpu']}, {THREADS} thread, load {before['load_1min']} to {after['load_1min']}, {after['date']}")
+        print(f"\n{'latency, ms':46}{'predicted':>10}{'measured':>10}{'by clock':>10}{'off':>8}")
+        rows, worst = [], 0.0
+        for c in cases:
+            predicted = c.predicted_ms(ceilings)
+            off = predicted / c.cpu_ms - 1
+            worst = max(worst, abs(off))
+            rows.append({"name": c.name, "predicted_ms": predicted, "cpu_ms": c.cpu_ms, "wall_ms": c.wall_ms})
+            print(f"{c.name:46}{predicted:10.2f}{c.cpu_ms:10.2f}{c.wall_ms:10.2f}{off:+8.0%}")
+        print(f"\n{'memory, MB':46}{'predicted':>10}{'peak':>10}{'after':>10}{'opened':>10}{'off':>8}")
+        for c in (c for c in cases if c.graph is not None):
+            assert c.graph is not None
+            predicted = c.graph.weight_bytes + peak_bytes(c.graph)
+            peak, left, opened = memory(c, folder)
+            rows.append({"name": c.name, "predicted_bytes": predicted, "peak_bytes": peak, "after_bytes": left})
+            figures = "".join(f"{v / 1e6:10.2f}" for v in (predicted, peak, left, opened))
+            print(f"{c.name:46}{figures}{predicted / peak - 1:+8.0%}")
+        if args.json:
+            args.json.write_text(json.dumps({"machine": before, "rows": rows}, indent=1), encoding="utf-8")
+    print(f"\nfarthest off: {worst:.0%}; allowed: {CPU_BAND:.0%}")
+    if worst > CPU_BAND:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

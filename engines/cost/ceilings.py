@@ -1,0 +1,157 @@
+"""What this CPU can do, measured by micro-benchmarks (engines/cost/probes.py) and kept per machine.
+
+A time is looked up between grid points, linearly in the logarithms of time and sizes. One file per CPU model,
+onnxruntime version and number of threads lies in ~/.cache/svdq-edge (or $XDG_CACHE_HOME); it grows with the kinds of
+nodes that were asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from artifact.files import write_json
+from engines.cost.probes import EMPTY, LAUNCH, Class, Point, axes, build
+
+FORMAT = 1
+ROUNDS = 3
+RUNS = 4  # timed runs of a probe in each round, after one that is not timed; the least counts
+
+Progress = Callable[[int, int], None]
+
+
+class Ceilings:
+    """Seconds per node by key and grid point, for `threads` threads (None: one per core)."""
+
+    def __init__(self, threads: int | None = None, seconds: dict[str, dict[Point, float]] | None = None) -> None:
+        self.threads = threads
+        self.seconds: dict[str, dict[Point, float]] = seconds or {}
+
+    @classmethod
+    def cached(cls, threads: int | None = None) -> Ceilings:
+        """What is already known of this machine; empty where nothing was measured yet or the file is of another one."""
+        try:
+            kept = json.loads(path(threads).read_text(encoding="utf-8"))
+            if kept["format"] != FORMAT or kept["machine"] != identity(threads):
+                return cls(threads)
+            found = {
+                key: {tuple(map(int, p.split(","))): float(s) for p, s in points.items()}
+                for key, points in kept["seconds"].items()
+            }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return cls(threads)
+        return cls(threads, {k: v for k, v in found.items() if set(v) == set(grid(k))})
+
+    def save(self) -> None:
+        """Keep them for the next prediction on this machine."""
+        target = path(self.threads)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        text = {k: {",".join(map(str, p)): s for p, s in v.items()} for k, v in self.seconds.items()}
+        write_json(target, {"format": FORMAT, "machine": identity(self.threads), "seconds": text})
+
+    def missing(self, keys: Iterable[str]) -> list[str]:
+        """Those of the keys that are not measured."""
+        return sorted({k for k in (*keys, LAUNCH) if k not in self.seconds})
+
+    def measure(self, keys: Iterable[str], rounds: int = ROUNDS, progress: Progress | None = None) -> None:
+        """Measure the keys' grids, every point once a round, so that a disturbance hits few of them for good.
+
+        The least of all times is kept, a known one included. One thread is timed by its own CPU time, which other
+        processes on the machine do not lengthen; several by the clock.
+        """
+        points = [(k, p) for k in sorted({*keys, LAUNCH}) for p in grid(k)]
+        empty = math.inf
+        for i in range(rounds):
+            empty = min(empty, _seconds(EMPTY, (16,), self.threads, 0)[0])
+            for j, (key, point) in enumerate(points):
+                taken, copies = _seconds(key, point, self.threads)
+                each = max((taken - empty) / copies, 1e-8)
+                known = self.seconds.setdefault(key, {})
+                known[point] = min(each, known.get(point, math.inf))
+                if progress:
+                    progress(i * len(points) + j + 1, rounds * len(points))
+
+    def time(self, work: Class) -> float:
+        """Seconds of a node. Raises KeyError where its key is not measured.
+
+        Between grid points linear in logarithms; beyond the largest in proportion, below the smallest as the smallest.
+        A node of several units is launched once; a launch costs what it does in a chain of nodes of many kinds.
+        """
+        known, sizes = self.seconds[work.key], axes(work.key)
+        inside = [min(max(p, axis[0]), axis[-1]) for p, axis in zip(work.point, sizes, strict=True)]
+        beyond = math.prod(max(1.0, p / axis[-1]) for p, axis in zip(work.point, sizes, strict=True))
+        if "product" not in work.key and "Conv" not in work.key:  # later axes only say how the first one is split
+            beyond = max(1.0, work.point[0] / sizes[0][-1])
+        least = min(known.values())  # of a node beside its like, whose code is at hand
+        beside = math.exp(_between(known, sizes, inside)) * beyond - least
+        return max(self.seconds[LAUNCH][(1,)], least) + work.times * max(beside, 0.0)
+
+
+def _between(known: dict[Point, float], sizes: tuple[Point, ...], at: list[int]) -> float:
+    """log of the time at `at`, by linear interpolation in logarithms over the grid cell around it."""
+    edges = []
+    for value, axis in zip(at, sizes, strict=True):
+        low = max((a for a in axis if a <= value), default=axis[0])
+        high = min((a for a in axis if a >= value), default=axis[-1])
+        share = 0.0 if low == high else math.log(value / low) / math.log(high / low)
+        edges.append(((low, 1 - share), (high, share)))
+    total = 0.0
+    for corner in itertools.product(*edges):
+        weight = math.prod(w for _, w in corner)
+        if weight:
+            total += weight * math.log(known[tuple(size for size, _ in corner)])
+    return total
+
+
+def grid(key: str) -> list[Point]:
+    """All points at which a key is measured."""
+    return list(itertools.product(*axes(key)))
+
+
+def identity(threads: int | None) -> dict[str, Any]:
+    """What the times hold for."""
+    import onnxruntime
+
+    from engines.machine import describe
+
+    here = describe()
+    return {"cpu": here["cpu"], "cores": here["cores"], "onnxruntime": onnxruntime.__version__, "threads": threads}
+
+
+def path(threads: int | None) -> Path:
+    """The file of this machine."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name = hashlib.sha256(json.dumps(identity(threads), sort_keys=True).encode()).hexdigest()[:16]
+    return root / "svdq-edge" / f"ceilings-{name}.json"
+
+
+def _seconds(key: str, point: Point, threads: int | None, copies: int | None = None) -> tuple[float, int]:
+    """The least time of a run of the probe, and its number of nodes."""
+    session, feeds, count = _session(key, point, threads, copies)
+    clock = time.thread_time if threads == 1 else time.perf_counter
+    best = math.inf
+    for i in range(RUNS + 1):
+        start = clock()
+        session.run(None, feeds)
+        if i:
+            best = min(best, clock() - start)
+    return best, count
+
+
+def _session(key: str, point: Point, threads: int | None, copies: int | None) -> Any:
+    import onnxruntime as ort
+
+    model, feeds, count = build(key, point, copies)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if threads:
+        options.intra_op_num_threads = threads
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"]), feeds, count

@@ -1,0 +1,47 @@
+"""Time of a graph on this machine's CPU: the nodes that onnxruntime runs, each by the micro-benchmark of its kind."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from engines.cost.ceilings import Ceilings
+from engines.cost.graph import Graph
+from engines.cost.optimised import optimised as graph
+from engines.cost.probes import LAUNCH, classify
+
+__all__ = ["assumptions", "graph", "keys", "seconds"]
+
+
+def keys(graphs: Iterable[Graph]) -> set[str]:
+    """The kinds of work that the graphs ask the ceilings for."""
+    return {c.key for g in graphs for op in g.ops if (c := classify(op)) is not None}
+
+
+def seconds(graph: Graph, ceilings: Ceilings) -> tuple[float, dict[str, int]]:
+    """Seconds of one call, and the operators that no micro-benchmark stands for with their number of nodes.
+
+    Those cost a launch each. Raises KeyError where the ceilings lack a kind that the graph has.
+    """
+    total, other = 0.0, Counter[str]()
+    for op in graph.ops:
+        kind = classify(op)
+        if kind is None:
+            other[op.title] += 1
+            total += ceilings.seconds[LAUNCH][(1,)]
+        else:
+            total += ceilings.time(kind)
+    return total, dict(other)
+
+
+def assumptions(ceilings: Ceilings | None) -> list[str]:
+    """How the latency came about, as sentences."""
+    if ceilings is None:
+        return ["Latency is not predicted: this machine's ceilings are not measured (--target cpu measures them)."]
+    threads = ceilings.threads or "one per core"
+    return [
+        "Every node of the graph as onnxruntime optimises it takes the time of a micro-benchmark of its kind on this "
+        f"machine, interpolated between generic sizes (threads: {threads}).",
+        "Memory: weights as onnxruntime keeps them and activations by liveness; without Python and its libraries.",
+        "Host work (tokeniser, scheduler, picture) is not counted.",
+    ]

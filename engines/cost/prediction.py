@@ -1,0 +1,280 @@
+"""Latency and memory of a preset on a target: its graphs' costs put together as the pipeline calls them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from artifact.errors import UserError
+from artifact.manifest import Artifact
+from engines import machine
+from engines.cost import cpu, roofline
+from engines.cost.ceilings import Ceilings
+from engines.cost.graph import Graph, Shape, read
+from engines.cost.liveness import peak_bytes
+from engines.cost.operations import quantised_bytes, work
+from engines.families import layout
+from engines.pipeline import choose
+from engines.shapes import input_shapes
+from engines.targets import Target
+
+FORMAT = 1
+CONTEXT_BYTES = 400_000_000  # CUDA context, TensorRT's own libraries, the plugin's module: assumed
+CPU_BAND = 0.25  # bench/predict.py's bound on the deviation from measured latency
+
+
+@dataclass(frozen=True)
+class Band:
+    """A figure with what it would be at best and at worst."""
+
+    low: float
+    expected: float
+    high: float
+
+    def __add__(self, other: Band) -> Band:
+        return Band(self.low + other.low, self.expected + other.expected, self.high + other.high)
+
+    def times(self, count: float) -> Band:
+        """The band of `count` such things."""
+        return Band(self.low * count, self.expected * count, self.high * count)
+
+
+@dataclass(frozen=True)
+class Component:
+    """One graph: `calls` per image, milliseconds of one call (None: not measured), and what it holds in bytes.
+
+    `operations` and `moved_bytes` are of one call; `uncounted` operators have neither, with their number of nodes.
+    """
+
+    name: str
+    role: str
+    calls: int
+    call_ms: Band | None
+    operations: int
+    moved_bytes: int
+    nodes: int
+    weight_bytes: int
+    activation_bytes: int
+    workspace_bytes: int
+    uncounted: dict[str, int]
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the component needs while it runs."""
+        return self.weight_bytes + self.activation_bytes + self.workspace_bytes
+
+
+class Form:
+    """A graph as a target runs it, counted once: operations and bytes of a call, memory, its kernels on a GPU."""
+
+    def __init__(self, graph: Graph, is_cpu: bool) -> None:
+        self.graph = graph
+        self.fused: list[roofline.Kernel] = []
+        self.single: list[roofline.Kernel] = []
+        inner: set[str] = set()
+        if not is_cpu:
+            self.fused, inner = roofline.kernels(graph)
+            self.single = roofline.kernels(graph, fused=False)[0]
+        counted = [(op, work(op)) for op in graph.ops]
+        done = [w for op, w in counted if w is not None and (is_cpu or not op.constant)]
+        self.operations, self.moved = sum(w.operations for w in done), sum(w.nbytes for w in done)
+        self.uncounted = dict(Counter(op.title for op, w in counted if w is None))
+        self.activations = peak_bytes(graph, inner, folded=not is_cpu)
+        own = [op for op in graph.ops if op.kind == "SvdqLinear" and op.known]
+        self.workspace = max((quantised_bytes(op) for op in own), default=0)
+
+
+class Forms:
+    """Graphs by file and input shapes, each read once."""
+
+    def __init__(self) -> None:
+        self._read: dict[Any, Form] = {}
+
+    def of(self, model: Path, shapes: Mapping[str, Shape], is_cpu: bool) -> Form:
+        """The graph as onnxruntime runs it here, or as TensorRT parses it."""
+        key = model, tuple(shapes.items()), is_cpu
+        if key not in self._read:
+            self._read[key] = Form((cpu.graph if is_cpu else read)(model, shapes), is_cpu)
+        return self._read[key]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A preset on a target. `fits`: "resident" (all components at once), "pipelined" (the denoiser and one more),
+    "no", or None where the target's memory is not known. Bytes include what the runtime takes."""
+
+    target: str
+    preset: str
+    height: int
+    width: int
+    steps: int
+    batch: int
+    components: tuple[Component, ...]
+    image_ms: Band | None
+    resident_bytes: int
+    pipelined_bytes: int
+    usable_bytes: int | None
+    fits: str | None
+    assumptions: tuple[str, ...]
+    unverified: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The prediction as JSON holds it; docs/predict.md explains every field."""
+        return {"format": FORMAT, **asdict(self)}
+
+
+def predict(
+    artifact: Artifact,
+    target: Target,
+    preset: str | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    steps: int | None = None,
+    batch: int = 1,
+    ceilings: Ceilings | None = None,
+    forms: Forms | None = None,
+) -> Prediction:
+    """What `preset` (None: the default) of the artifact costs on the target; sizes in pixels, the model's if None.
+
+    For the cpu target `ceilings` (engines.cost.ceilings.Ceilings) must hold what this machine can do; without them
+    latency is None. `forms` keeps graphs between predictions of one artifact.
+
+    Raises UserError for sizes that the model does not take, an unknown preset, a component without
+    the form that the target runs.
+    """
+    preset = choose(artifact, preset)
+    generation = artifact.manifest["generation"]
+    height, width = height or generation["height"], width or generation["width"]
+    steps = generation["num_inference_steps"] if steps is None else steps
+    check(artifact, height, width, steps, batch)
+    forms = Forms() if forms is None else forms
+    components = tuple(
+        _component(artifact, name, preset, target, count, (batch, height, width), ceilings, forms)
+        for name, count in calls_per_image(artifact, steps).items()
+    )
+    bands = [c.call_ms.times(c.calls) for c in components if c.call_ms is not None]
+    image = sum(bands, Band(0.0, 0.0, 0.0)) if len(bands) == len(components) else None
+    is_cpu = target.compute_capability is None
+    base = 0 if is_cpu else CONTEXT_BYTES
+    resident = base + sum(c.memory_bytes for c in components)
+    denoiser = next(c for c in components if c.role == "denoiser")
+    pipelined = base + denoiser.memory_bytes + max(c.memory_bytes for c in components if c is not denoiser)
+    usable = _usable_bytes(target)
+    return Prediction(
+        target.name, preset, height, width, steps, batch, components, image, resident, pipelined, usable,
+        fits(resident, pipelined, usable), tuple(_assumptions(target, ceilings, components)),
+        tuple(sorted(target.unverified & _FIGURES)),
+    )  # fmt: skip
+
+
+def _usable_bytes(target: Target) -> int | None:
+    """This machine's memory for the cpu target."""
+    if target.compute_capability is None:
+        return int(machine.describe()["memory_bytes"])
+    return None if target.usable_gb is None else int(target.usable_gb * 1e9)
+
+
+_FIGURES = frozenset({"memory_gb", "bandwidth_gb_s", "fp16_tflops", "int8_tops", "int4_tops"})
+
+
+def fits(resident: int, pipelined: int, usable: int | None) -> str | None:
+    """ "resident", "pipelined" or "no"; None where the memory is not known."""
+    if usable is None:
+        return None
+    return "resident" if resident <= usable else "pipelined" if pipelined <= usable else "no"
+
+
+def check(artifact: Artifact, height: int, width: int, steps: int, batch: int) -> None:
+    """Raises UserError for sizes that the pipeline cannot take."""
+    multiple = layout(artifact.manifest["components"]).multiple
+    for what, value in (("height", height), ("width", width)):
+        if value < multiple or value % multiple:
+            raise UserError(f"{what} is {value}: give a multiple of {multiple}.")
+    for what, value in (("steps", steps), ("batch", batch)):
+        if value < 1:
+            raise UserError(f"{what} is {value}: give 1 or more.")
+
+
+def calls_per_image(artifact: Artifact, steps: int) -> dict[str, int]:
+    """How often text to image calls each component: under classifier-free guidance a text encoder twice, a denoiser
+    twice a step unless it takes both halves at once. Raises UserError where a component is missing."""
+    components, generation = artifact.manifest["components"], artifact.manifest["generation"]
+    for role in ("denoiser", "text_encoder", "vae_decoder"):
+        if not artifact.component(role):
+            raise UserError(f"{artifact.root} has no {role}: rebuild the artifact.")
+    family = layout(components)
+    guidance = generation.get(family.guidance, 1.0)
+    embedded = family.guidance == "guidance_scale" and not family.joined_guidance  # distilled: a scalar input
+    guided = guidance > 1.0 and not embedded and (family.joined_guidance or "negative_prompt" in generation)
+    counts = {
+        "text_encoder": 2 if guided else 1,
+        "denoiser": steps * (2 if guided and not family.joined_guidance else 1),
+        "vae_decoder": 1,
+    }
+    return {name: counts[c["role"]] for name, c in components.items() if c["role"] in counts}
+
+
+def _component(
+    artifact: Artifact,
+    name: str,
+    preset: str,
+    target: Target,
+    calls: int,
+    size: tuple[int, int, int],
+    ceilings: Ceilings | None,
+    forms: Forms,
+) -> Component:
+    is_cpu = target.compute_capability is None
+    model = artifact.model(name, preset) if is_cpu else artifact.tensorrt(name, preset)
+    if not model.is_file():
+        raise UserError(f"{model} is missing: copy the artifact again or rebuild it.")
+    form = forms.of(model, input_shapes(artifact, name, model, *size), is_cpu)
+    uncounted = form.uncounted
+    if is_cpu:
+        band, uncounted = _cpu_band(form.graph, ceilings)
+    else:
+        band = _gpu_band(form, target)
+    return Component(
+        name, artifact.manifest["components"][name]["role"], calls, band and band.times(1000), form.operations,
+        form.moved, len(form.graph.ops), form.graph.weight_bytes, form.activations, form.workspace, uncounted,
+    )  # fmt: skip
+
+
+def _cpu_band(graph: Graph, ceilings: Ceilings | None) -> tuple[Band | None, dict[str, int]]:
+    """In seconds, with the operators that no micro-benchmark stands for."""
+    if ceilings is None or ceilings.missing(cpu.keys([graph])):
+        return None, {}
+    seconds, uncounted = cpu.seconds(graph, ceilings)
+    return Band(seconds * (1 - CPU_BAND), seconds, seconds * (1 + CPU_BAND)), uncounted
+
+
+def _gpu_band(form: Form, target: Target) -> Band:
+    if target.bandwidth_gb_s is None or target.fp16_tflops is None or target.int8_tops is None:
+        raise UserError(f"{target.title} has no rates in engines/targets.py: choose another target.")
+    widened = roofline.UNVERIFIED if roofline.unverified(target) else 1.0
+    low, expected, high = (
+        roofline.seconds(form.fused if s.fused else form.single, target, s)
+        for s in (roofline.BEST, roofline.EXPECTED, roofline.WORST)
+    )
+    return Band(low / widened, expected, high * widened)
+
+
+def _assumptions(target: Target, ceilings: Ceilings | None, components: tuple[Component, ...]) -> list[str]:
+    if target.compute_capability is None:
+        said = cpu.assumptions(ceilings)
+        if ceilings:
+            said.append(f"The band is {CPU_BAND:.0%} either way, what bench/predict.py allows.")
+    else:
+        said = [
+            *roofline.assumptions(target),
+            f"Memory: weights, activations by liveness, the plugin's workspace, and {CONTEXT_BYTES / 1e6:.0f} MB for "
+            "the CUDA context and TensorRT (assumed).",
+        ]
+    for c in components:
+        if c.uncounted:
+            listed = ", ".join(f"{kind} ({n})" for kind, n in sorted(c.uncounted.items()))
+            said.append(f"Not counted in {c.name}: {listed}.")
+    return said

@@ -1,0 +1,447 @@
+"""Micro-benchmarks of onnxruntime's CPU kernels: which one stands for a node, at which sizes it is measured.
+
+A `Class` names a kind of work (`key`) and the node's size in it (`point`). Every key has a grid of generic sizes: no
+size comes from a model. `build` makes the graph that is timed: several equal nodes beside each other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from engines.cost.graph import Op, Tensor
+
+Point = tuple[int, ...]
+
+UNARY = frozenset({
+    "Neg", "Abs", "Sqrt", "Reciprocal", "Exp", "Log", "Sin", "Cos", "Tanh", "Sigmoid", "Erf", "Relu", "Clip", "Not",
+    "Floor", "Ceil", "Round", "IsNaN", "IsInf", "Gelu", "com.microsoft.QuickGelu", "com.microsoft.FastGelu",
+    "com.microsoft.Gelu",
+})  # fmt: skip
+BINARY = frozenset({
+    "Add", "Sub", "Mul", "Div", "Min", "Max", "Pow", "Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual",
+    "And", "Or", "Where", "Sum", "com.microsoft.BiasGelu",
+})  # fmt: skip
+ROWS = frozenset({
+    "ReduceSum", "ReduceMax", "ReduceMin", "ReduceMean", "Softmax", "LayerNormalization", "InstanceNormalization",
+    "SimplifiedLayerNormalization", "com.microsoft.SkipLayerNormalization", "ArgMax", "RMSNormalization",
+})  # fmt: skip
+COPIES = frozenset({"Transpose", "Concat", "Split", "Slice", "Gather", "Expand", "Pad", "Tile"})
+LAYOUTS = frozenset({"com.microsoft.nchwc.ReorderInput", "com.microsoft.nchwc.ReorderOutput",
+                     "com.microsoft.nchwc.Upsample", "Resize"})  # fmt: skip
+VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten", "Shape"})
+CONVOLUTIONS = frozenset({"Conv", "com.microsoft.nchwc.Conv", "com.microsoft.FusedConv"})
+TINY = 64  # elements up to which a node costs its launch alone, whatever its type
+
+ELEMENTS = (16, 1024, 1 << 14, 1 << 18, 1 << 21)
+INNER = (16, 128, 1024)
+LEFT_ROWS, DEPTH, COLUMNS = (1, 16, 64, 256, 1024), (16, 64, 256, 1024), (16, 64, 256, 1024)
+PIXELS, CHANNELS = (64, 1024, 4096), (16, 64, 256)
+BLOCK = 64  # group of a blocked weight
+
+
+@dataclass(frozen=True)
+class Class:
+    """`key` "kind|variant|types", `point` the node's size on the key's axes; `times` such units make the node."""
+
+    key: str
+    point: Point
+    times: int = 1
+
+
+def axes(key: str) -> tuple[Point, ...]:
+    """Grid sizes along every axis of the key's `point`."""
+    kind, variant = key.split("|")[:2]
+    if key == LAUNCH:
+        return ((1,),)
+    if kind == "product":
+        return LEFT_ROWS, DEPTH, COLUMNS
+    if kind in CONVOLUTIONS:
+        return PIXELS, CHANNELS, CHANNELS
+    if kind in VIEWS:
+        return ((16,),)
+    if kind in ROWS or kind in COPIES or kind.endswith("izeLinear") or variant in ("row", "column"):
+        return ELEMENTS, INNER
+    return (ELEMENTS,)
+
+
+def classify(op: Op) -> Class | None:
+    """What stands for the node; None for one that no micro-benchmark stands for, or of unknown shape."""
+    if not op.known or not op.outputs:
+        return None
+    kind, out = op.title, op.outputs[0]
+    given = [t for t in op.inputs if t is not None]
+    if kind in VIEWS:
+        return Class(f"{kind}|", (16,))
+    size = max(t.elements for t in (*given, *op.outputs))
+    dtype = "FLOAT" if size <= TINY or not given else given[-1 if kind == "Where" else 0].dtype
+    if kind in ("MatMul", "Gemm", "com.microsoft.FusedMatMul"):
+        return _product(op)
+    if kind in CONVOLUTIONS:
+        return _convolution(op)
+    if kind == "Cast":
+        types = ("FLOAT", "INT64") if size <= TINY else (given[0].dtype, out.dtype)
+        return Class(f"Cast||{types[0]}>{types[1]}", (size,))
+    if kind in ("QuantizeLinear", "DequantizeLinear"):
+        codes = (given[0] if kind == "DequantizeLinear" else out).dtype
+        blocked = "block" if op.attributes.get("block_size") else "row"
+        return Class(f"{kind}|{blocked}|{codes}", (size, _last(given[0])))
+    if kind in UNARY:
+        return Class(f"{kind}||{dtype}", (size,))
+    if kind in BINARY:
+        variant, inner = _broadcast(given)
+        more = len(given) - 1 if kind in ("Sum", "Min", "Max") else 1
+        return Class(f"{kind}|{variant}|{dtype}", (size, inner) if variant in ("row", "column") else (size,), more)
+    if kind in ROWS:
+        inner = math.prod((given[0].shape or (1,))[2:]) if kind == "InstanceNormalization" else _reduced(op, given[0])
+        return Class(f"{kind}||{dtype}", (size, max(1, inner)))
+    if kind in COPIES:
+        return Class(f"{kind}|{_turned(op)}|{dtype}", (out.elements * len(op.outputs), _block(op)))
+    if kind in LAYOUTS:
+        return Class(f"{kind}||{dtype}", (out.elements,))
+    return None
+
+
+def _last(tensor: Tensor) -> int:
+    return tensor.shape[-1] if tensor.shape else 1
+
+
+def _reduced(op: Op, x: Tensor) -> int:
+    """Elements that one output of a reduction over the last axis comes from."""
+    out = op.outputs[0].elements
+    return _last(x) if op.kind.endswith(("Normalization", "Softmax")) else max(1, x.elements // max(1, out))
+
+
+def _broadcast(given: list[Tensor]) -> tuple[str, int]:
+    """How the smaller operand repeats: ("same" | "scalar" | "row" | "column", length of a contiguous run)."""
+    big = max(given, key=lambda t: t.elements)
+    small = min(given, key=lambda t: t.elements)
+    if small.elements == big.elements:
+        return "same", 1
+    if small.elements == 1:
+        return "scalar", 1
+    assert big.shape is not None and small.shape is not None
+    aligned = (1,) * (len(big.shape) - len(small.shape)) + small.shape
+    pairs = list(zip(reversed(big.shape), reversed(aligned), strict=True))
+    while pairs and pairs[0][0] == 1:
+        pairs.pop(0)
+    column = bool(pairs) and pairs[0][1] == 1
+    run = 1
+    for size, other in pairs:
+        if (other == 1) != column and size != 1:
+            break
+        run *= size
+    return ("column" if column else "row"), run
+
+
+def _turned(op: Op) -> str:
+    """For a transposition: "turned" where the last axis moves, so that nothing is copied in runs."""
+    if op.kind != "Transpose":
+        return ""
+    perm = op.attributes.get("perm")
+    rank = len(op.outputs[0].shape or ())
+    return "turned" if (perm[-1] if perm else 0) != rank - 1 else "kept"
+
+
+def _block(op: Op) -> int:
+    """Contiguous elements that a copy moves at once."""
+    x = next((t for t in op.inputs if t is not None), None)
+    assert x is not None and x.shape is not None
+    small = min((t for t in (x, *op.outputs) if t.elements), key=lambda t: t.elements, default=x)
+    shape = small.shape or (1,)
+    if op.kind in ("Concat", "Split", "Gather"):
+        axis = int(op.attributes.get("axis", 0)) % max(1, len(x.shape))
+        return max(1, math.prod(x.shape[axis + 1 :] if op.kind == "Gather" else shape[axis:]))
+    return max(1, shape[-1] if shape else 1)
+
+
+def _product(op: Op) -> Class:
+    from engines.cost.operations import work
+
+    counted = work(op)
+    assert counted is not None
+    product = counted.products[0]
+    right = op.inputs[1]
+    assert right is not None
+    turned = "T" if op.attributes.get("transB") and not right.constant else ""
+    side = "constant" if right.constant else "computed"
+    return Class(f"product|{side}{turned}|{product.left}", (product.m, product.k, product.n), product.batch)
+
+
+def _convolution(op: Op) -> Class:
+    from engines.cost.operations import work
+
+    counted = work(op)
+    assert counted is not None
+    product, w = counted.products[0], op.inputs[1]
+    assert w is not None and w.shape is not None
+    side = w.shape[-1]
+    return Class(f"{op.title}|{side}|{product.left}", (product.m, product.k // side**2, product.n), product.batch)
+
+
+# Building a probe
+
+
+EMPTY = "Shape|"  # with no copies: what a run costs before its first node
+LAUNCH = "launch|"  # a chain of tiny nodes of ever another kind: what a node costs before its first element
+_CHAIN = ("Add", "Neg", "Transpose", "Mul", "Softmax", "Reshape", "Sigmoid", "Concat", "Sub", "ReduceMax", "Cast",
+          "Slice", "Tanh", "Div", "Unsqueeze", "Sqrt", "LayerNormalization", "Split", "Max", "Exp", "Gather", "Min",
+          "Abs", "MatMul", "Expand", "Where")  # fmt: skip
+
+
+def build(key: str, point: Point, copies: int | None = None) -> tuple[bytes, dict[str, np.ndarray], int]:
+    """A serialised graph of equal nodes for this grid point, its feeds, and how many nodes it has."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    kind, variant, types = (*key.split("|"), "")[:3]
+    copies = _copies(key, point) if copies is None else copies
+    probe = _Probe(types.split(">")[0] or "FLOAT")
+    _maker(kind)(probe, kind, variant, types, point, copies)
+    copies = len(probe.nodes)
+    probe.nodes.append(helper.make_node("Shape", [next(iter(probe.feeds))], ["done"]))  # an output of next to no cost
+    graph = helper.make_graph(
+        probe.nodes, "probe",
+        [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
+         for n, v in probe.feeds.items()],
+        [helper.make_tensor_value_info("done", TensorProto.INT64, None)],
+        [numpy_helper.from_array(v, n) for n, v in probe.constants.items()] + probe.protos,
+    )  # fmt: skip
+    opsets = [("", 21), ("com.microsoft", 1), ("com.microsoft.nchwc", 1)]
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid(*o) for o in opsets], ir_version=10)
+    return model.SerializeToString(), probe.feeds, copies
+
+
+def _copies(key: str, point: Point) -> int:
+    """Many of small nodes, so that what surrounds them is small; of products enough weights to leave the caches."""
+    kind = key.split("|")[0]
+    if kind == "product":
+        return max(2, min(16, (1 << 20) // (point[1] * point[2])))
+    if kind in CONVOLUTIONS:
+        return 2
+    return 16 if point[0] <= 1 << 14 else 3
+
+
+class _Probe:
+    """The parts of a probe's graph. Random values, always the same ones."""
+
+    def __init__(self, dtype: str) -> None:
+        from onnx import TensorProto, helper
+
+        self.dtype = helper.tensor_dtype_to_np_dtype(getattr(TensorProto, dtype))
+        self.nodes: list[Any] = []
+        self.feeds: dict[str, np.ndarray] = {}
+        self.constants: dict[str, np.ndarray] = {}
+        self.protos: list[Any] = []
+        self.random = np.random.default_rng(0)
+
+    def values(self, shape: Point, dtype: Any = None) -> np.ndarray:
+        """Positive numbers below 1, or ones for integers."""
+        dtype = dtype or self.dtype
+        if np.dtype(dtype).kind in "iub":
+            return np.ones(shape, dtype)
+        return (self.random.random(shape, np.float32) * 0.9 + 0.05).astype(dtype)
+
+    def feed(self, name: str, shape: Point, dtype: Any = None) -> str:
+        self.feeds[name] = self.values(shape, dtype)
+        return name
+
+    def constant(self, name: str, value: np.ndarray) -> str:
+        self.constants[name] = value
+        return name
+
+    def node(self, title: str, inputs: list[str], outputs: int = 1, **attributes: Any) -> None:
+        from onnx import helper
+
+        domain, _, kind = title.rpartition(".")
+        names = [f"y{len(self.nodes)}_{i}" for i in range(outputs)]
+        self.nodes.append(helper.make_node(kind, inputs, names, domain=domain, **attributes))
+
+
+Maker = Callable[[_Probe, str, str, str, Point, int], None]
+
+
+def _maker(kind: str) -> Maker:
+    makers: list[tuple[Any, Maker]] = [
+        (VIEWS, _make_view), (UNARY, _make_unary), (BINARY, _make_binary), (ROWS, _make_rows), (COPIES, _make_copy),
+        (LAYOUTS, _make_layout), (CONVOLUTIONS, _make_convolution), ({"product"}, _make_product),
+        ({"Cast"}, _make_cast), ({"launch"}, _make_chain), ({"QuantizeLinear", "DequantizeLinear"}, _make_qdq),
+    ]  # fmt: skip
+    return next(make for kinds, make in makers if kind in kinds)
+
+
+def _rows(point: Point) -> Point:
+    """Total and inner size as [rows, inner]."""
+    return max(1, point[0] // point[1]), point[1]
+
+
+def _make_chain(p: _Probe, kind: str, variant: str, types: str, point: Point, copies: int) -> None:
+    """Four rounds of tiny nodes, no two neighbours alike: the code of each is as cold as in a model."""
+    x = p.feed("x", (4, 4))
+    y, c = p.feed("y", (4, 4)), p.feed("c", (4, 4), np.bool_)
+    ints = {name: p.constant(name, np.array(v, np.int64)) for name, v in
+            {"zero": [0], "one": [1], "last": [-1], "shape": [4, 4]}.items()}  # fmt: skip
+    given: dict[str, list[str]] = {
+        "Reshape": [x, ints["shape"]], "Slice": [x, ints["zero"], ints["one"], ints["one"]],
+        "Unsqueeze": [x, ints["zero"]], "Gather": [x, ints["zero"]], "Expand": [x, ints["shape"]],
+        "Where": [c, x, y], "ReduceMax": [x, ints["last"]],
+        "LayerNormalization": [x, p.constant("gamma", p.values((4,)))],
+    }  # fmt: skip
+    binary = {"Add", "Mul", "Sub", "Div", "Max", "Min", "Concat", "MatMul"}
+    extra: dict[str, dict[str, Any]] = {
+        "Concat": {"axis": 0}, "Split": {"num_outputs": 2}, "Cast": {"to": 10}, "Transpose": {"perm": [1, 0]}
+    }  # fmt: skip
+    for _ in range(4):
+        for kind in _CHAIN:
+            inputs = given.get(kind, [x, y] if kind in binary else [x])
+            p.node(kind, inputs, 2 if kind == "Split" else 1, **extra.get(kind, {}))
+
+
+def _make_view(p: _Probe, kind: str, variant: str, types: str, point: Point, copies: int) -> None:
+    x = p.feed("x", (1, 16))
+    extra = {"Reshape": [-1], "Squeeze": [0], "Unsqueeze": [0]}.get(kind)
+    more = [p.constant("more", np.array(extra, np.int64))] if extra is not None else []
+    for _ in range(copies):
+        p.node(kind, [x, *more])
+
+
+def _make_unary(p: _Probe, kind: str, variant: str, types: str, point: Point, copies: int) -> None:
+    x = p.feed("x", (point[0],))
+    more = [p.constant("low", p.values(()) * 0), p.constant("high", p.values(()))] if kind == "Clip" else []
+    attributes: dict[str, Any] = {"approximate": "tanh"} if kind == "Gelu" else {}
+    for _ in range(copies):
+        p.node(kind, [x, *more], **attributes)
+
+
+def _make_binary(p: _Probe, kind: str, variant: str, types: str, point: Point, copies: int) -> None:
+    shape = _rows(point) if len(point) == 2 else (1, point[0])
+    other = {"same": shape, "scalar": (), "row": (1, shape[1]), "column": (shape[0], 1)}[variant]
+    x = p.feed("x", shape)
+    if kind == "com.microsoft.BiasGelu":
+        other = shape[1:]
+    y = p.constant("y", np.array(2, p.dtype)) if variant == "scalar" else p.feed("y", other)
+    inputs = [p.feed("c", other or (1,), np.bool_), y, x] if kind == "Where" else [x, y]
+    for _ in range(copies):
+        p.node(kind, inputs)
+
+
+def _make_rows(p: _Probe, kind: str, variant: str, types: str, point: Point, copies: int) -> None:
+    rows, inner = _rows(point)
+    shape = (1, rows, inner) if kind == "InstanceNormalization" else (rows, inner)
+    inputs = [p.feed("x", shape)]
+    attributes: dict[str, Any] = {}
+    if kind.startswith("Reduce"):
+        inputs.append(p.constant("axes", np.array([-1], np.int64)))
+    elif kind == "ArgMax":
+        attributes["axis"] = -1
+    elif kind == "com.microsoft.SkipLayerNormalization":
+        inputs += [p.feed("skip", shape), p.constant("gamma", p.values((inner,)))]
+    elif kind == "InstanceNormalization":
+        inputs += [p.constant(n, p.values((rows,))) for n in ("scale", "bias")]
+    elif kind.endswith("Normalization"):
+        inputs.append(p.constant("scale", p.values((inner,))))
+    for _ in range(copies):
+        p.node(kind, inputs, **attributes)
+
+
+def _make_copy(p: _Probe, kind: str, variant: str, types: str, point: Point, copies: int) -> None:
+    rows, inner = _rows(point)
+    halves = max(1, inner // 2)
+    if kind == "Transpose":
+        outer = 1 << (rows.bit_length() // 2)
+        x = p.feed("x", (outer, max(1, rows // outer), inner))
+        for _ in range(copies):
+            p.node(kind, [x], perm=[1, 0, 2] if variant == "kept" else [0, 2, 1])
+        return
+    if kind == "Gather":
+        x = p.feed("x", (rows, inner))
+        index = p.constant("index", np.arange(rows, dtype=np.int64))
+        for _ in range(copies):
+            p.node(kind, [x, index], axis=0)
+        return
+    if kind == "Concat":
+        x = p.feed("x", (max(1, rows // 2), inner))
+        for _ in range(copies):
+            p.node(kind, [x, x], axis=1)
+        return
+    x = p.feed(
+        "x", (rows, 1) if kind in ("Expand", "Tile") else (rows, 2 * inner if kind in ("Split", "Slice") else inner)
+    )
+    shapes = {
+        "Split": [], "Slice": [[0], [inner], [1]], "Expand": [[rows, inner]], "Tile": [[1, inner]],
+        "Pad": [[0, 0, 0, halves]],
+    }[kind]  # fmt: skip
+    more = [p.constant(f"c{i}", np.array(v, np.int64)) for i, v in enumerate(shapes)]
+    for _ in range(copies):
+        split = {"axis": 1, "num_outputs": 2} if kind == "Split" else {}
+        p.node(kind, [x, *more], 2 if kind == "Split" else 1, **split)
+
+
+def _make_cast(p: _Probe, kind: str, variant: str, types: str, point: Point, copies: int) -> None:
+    from onnx import TensorProto
+
+    x = p.feed("x", (point[0],))
+    for _ in range(copies):
+        p.node("Cast", [x], to=getattr(TensorProto, types.split(">")[1]))
+
+
+def _make_qdq(p: _Probe, kind: str, variant: str, types: str, point: Point, copies: int) -> None:
+    """Scales per row, or per block of 64 along the row; codes of a weight are a constant."""
+    from onnx import TensorProto, helper
+
+    rows, inner = _rows(point)
+    code = getattr(TensorProto, types)
+    blocked = variant == "block" and inner >= BLOCK
+    scale = p.feed("scale", (rows, inner // BLOCK) if blocked else (rows,), np.float32)
+    attributes = {"axis": 1, "block_size": BLOCK} if blocked else {"axis": 0}
+    if kind == "QuantizeLinear":
+        x = p.feed("x", (rows, inner), np.float32)
+        attributes["output_dtype"] = code
+    else:
+        count = -(-rows * inner // 2) if types in ("INT4", "UINT4") else rows * inner
+        x = "codes"
+        p.protos.append(helper.make_tensor(x, code, (rows, inner), bytes(count), raw=True))
+    for _ in range(copies):
+        p.node(kind, [x, scale], **attributes)
+
+
+def _make_product(p: _Probe, kind: str, variant: str, types: str, point: Point, copies: int) -> None:
+    m, k, n = point
+    a = p.feed("a", (m, k))
+    turned = variant.endswith("T")
+    for i in range(copies):
+        shape = (n, k) if turned else (k, n)
+        b = p.constant(f"b{i}", p.values(shape)) if variant == "constant" else p.feed(f"b{i % 2}", shape)
+        if turned:
+            p.node("com.microsoft.FusedMatMul", [a, b], transB=1)
+        else:
+            p.node("MatMul", [a, b])
+
+
+def _make_convolution(p: _Probe, kind: str, variant: str, types: str, point: Point, copies: int) -> None:
+    pixels, into, out = point
+    height, kernel = math.isqrt(pixels), int(variant)
+    x = p.feed("x", (1, into, height, pixels // height))
+    for i in range(copies):
+        w = p.constant(f"w{i}", p.values((out, into, kernel, kernel)))
+        p.node(kind, [x, w], kernel_shape=[kernel, kernel], pads=[kernel // 2] * 4, strides=[1, 1])
+
+
+def _make_layout(p: _Probe, kind: str, variant: str, types: str, point: Point, copies: int) -> None:
+    side = max(1, math.isqrt(point[0] // 16))
+    attributes: dict[str, Any] = {"channels": 16} if kind.endswith("ReorderOutput") else {}
+    scales = (1, 1, 2, 2)
+    if kind.endswith("Upsample") or kind == "Resize":
+        side = max(1, side // 2)
+    x = p.feed("x", (1, 16, side, side))
+    more: list[str] = []
+    if kind.endswith("Upsample"):
+        attributes["scales"] = list(scales)
+    elif kind == "Resize":
+        more = ["", p.constant("scales", np.array(scales, np.float32))]
+        attributes.update(mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+    for _ in range(copies):
+        p.node(kind, [x, *more], **attributes)

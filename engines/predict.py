@@ -1,0 +1,151 @@
+"""Latency and memory on a device that is not at hand: `python -m engines.predict OUT --target orin-nano`.
+
+Counts operations and bytes per node; a target's row (engines/targets.py) or, for cpu, micro-benchmarks of this machine
+turn them into time. docs/predict.md explains the model.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from artifact.command import reported
+from artifact.errors import UserError
+from artifact.manifest import Artifact
+from engines.cost.prediction import Band, Prediction, check, predict
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+_FITS = {"resident": "fits, all components at once", "pipelined": "fits only with components loaded in turn",
+         "no": "does not fit", None: "memory of the target unknown"}  # fmt: skip
+
+
+def measured_ceilings(artifact: Artifact, preset: str | None, threads: int | None, again: bool, progress: Any) -> Any:
+    """What this machine can do, for all nodes of a preset's graphs; what is missing is measured and kept.
+
+    With `again` everything that the graphs need is measured anew.
+    """
+    from engines.cost import cpu
+    from engines.cost.ceilings import Ceilings
+    from engines.cost.prediction import calls_per_image
+    from engines.pipeline import choose
+    from engines.shapes import input_shapes
+
+    preset = choose(artifact, preset)
+    models = {n: artifact.model(n, preset) for n in calls_per_image(artifact, 1)}
+    needed = cpu.keys(cpu.graph(m, input_shapes(artifact, n, m)) for n, m in models.items())
+    ceilings = Ceilings.cached(threads)
+    if again:
+        ceilings.seconds = {k: v for k, v in ceilings.seconds.items() if k not in needed and not k.startswith("launch")}
+    missing = ceilings.missing(needed)
+    if missing:
+        ceilings.measure(missing, progress=progress)
+        ceilings.save()
+    return ceilings
+
+
+def _bytes(count: float) -> str:
+    from engines.report.tables import bytes_text
+
+    return bytes_text(count)
+
+
+def _range(band: Band | None, unit: str = "") -> str:
+    if band is None:
+        return "–"
+    if unit == "s":
+        return f"{band.expected / 1e3:.3g} ({band.low / 1e3:.3g} to {band.high / 1e3:.3g})"
+    return f"{band.expected:.3g} ({band.low:.3g} to {band.high:.3g})"
+
+
+def show(prediction: Prediction, title: str) -> None:
+    """Print the prediction as a table with its assumptions."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(title=f"{prediction.preset} on {title}", title_justify="left")
+    for heading in ("component", "calls", "ms a call\n(band)", "G operations", "MB moved", "weights", "activations"):
+        table.add_column(heading, justify="left" if heading == "component" else "right")
+    for c in prediction.components:
+        table.add_row(
+            c.name, str(c.calls), _range(c.call_ms), f"{c.operations / 1e9:.3g}", f"{c.moved_bytes / 1e6:.3g}",
+            _bytes(c.weight_bytes), _bytes(c.activation_bytes + c.workspace_bytes),
+        )  # fmt: skip
+    console.print(table)
+    p = prediction
+    size = f"{p.height} x {p.width}, {p.steps} steps" + (f", batch {p.batch}" if p.batch > 1 else "")
+    console.print(f"image ({size}): {_range(p.image_ms, 's')} s", highlight=False)
+    of = f" of {_bytes(p.usable_bytes)} usable" if p.usable_bytes is not None else ""
+    console.print(
+        f"memory: {_bytes(p.resident_bytes)} with everything loaded, {_bytes(p.pipelined_bytes)} pipelined{of}: "
+        f"{_FITS[p.fits]}",
+        highlight=False,
+    )
+    if p.unverified:
+        console.print(f"[yellow]unverified[/yellow] figures of the target: {', '.join(p.unverified)}", highlight=False)
+    for sentence in p.assumptions:
+        console.print(f"- {sentence}", highlight=False)
+
+
+def _counter() -> Any:
+    """Progress of the micro-benchmarks on stderr."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    bar = Progress(console=Console(stderr=True), transient=True)
+    task = bar.add_task("measuring this machine", total=None)
+
+    def step(done: int, of: int) -> None:
+        if not bar.live.is_started:
+            bar.start()
+        bar.update(task, completed=done, total=of)
+        if done == of:
+            bar.stop()
+
+    return step
+
+
+@app.command()
+def main(
+    out: Annotated[Path, typer.Argument(help="Artifact directory.")],
+    target: Annotated[str, typer.Option(help="A row of engines/targets.py, or auto.")] = "auto",
+    preset: Annotated[str | None, typer.Option(help="Preset; the artifact's first if not given.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels; the model's own if not given.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels; the model's own if not given.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps; the model's own if not given.")] = None,
+    batch: Annotated[int, typer.Option(help="Images at a time.")] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads (target cpu); one per core if not given.")]
+    = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Measure this machine again (target cpu).")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:  # fmt: skip
+    """Predict latency per component and image, peak memory and whether it fits."""
+    with reported(debug):
+        from engines import targets
+
+        row = targets.find(target)
+        is_cpu = row.compute_capability is None
+        if not is_cpu and (measure or threads):
+            raise UserError("--measure and --threads are about this machine's CPU: give --target cpu, or leave them.")
+        artifact = Artifact.open(out, verify=False)
+        generation = artifact.manifest["generation"]
+        check(
+            artifact, height or generation["height"], width or generation["width"],
+            generation["num_inference_steps"] if steps is None else steps, batch,
+        )  # fmt: skip
+        progress = None if as_json else _counter()
+        ceilings = measured_ceilings(artifact, preset, threads, measure, progress) if is_cpu else None
+        predicted = predict(artifact, row, preset, height, width, steps, batch, ceilings)
+        if as_json:
+            print(json.dumps(predicted.to_json()))
+        else:
+            show(predicted, row.title)
+
+
+if __name__ == "__main__":
+    app()
