@@ -13,6 +13,7 @@ from artifact.files import written_whole
 from artifact.manifest import Artifact
 from artifact.sampling import Progress, Sampled, sample
 from engines import machine, metrics
+from engines.cost.where import presets_of, sweep
 from engines.measure import WARM_UP, measure_apart
 from engines.pipeline import choose, load
 from engines.references import References
@@ -61,6 +62,7 @@ def evaluate(
         "presets": rows,
         "layers": {p: manifest["layers"][p] for p in names if p in manifest["layers"]},
         "exports": manifest["exports"],
+        "where": sweep(artifact, presets_of(rows), threads),
         "skipped": list(manifest["skipped"]),
     }
 

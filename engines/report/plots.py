@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from engines.report import where
 from engines.report.tables import BASELINE
 
 GREY = "#8a929e"
@@ -42,6 +43,7 @@ def all_of(results: dict[str, Any]) -> dict[str, bytes | None]:
             "latency": latency(results),
             "layer_error": layer_error(results),
             "layer_bytes": layer_bytes(results),
+            "where": where.plot(results, colours(results)),
         }
 
 
