@@ -126,7 +126,10 @@ TARGETS = (
         "orin-nx", "Jetson Orin NX 16 GB", "8.7",
         memory_gb=16, bandwidth_gb_s=102, fp16_tflops=19, int8_tops=50, int4_tops=100, power_w=(10, 40), max_side=1024,
         jetpacks=JETPACK_6, formats=AMPERE, shared_memory=True,
-        sources=_sources("Jetson Orin NX data sheet", "from its 100 sparse INT8 TOPS; the GPU's share of them is uncertain", int4_tops=_ORIN_INT4),
+        sources=_sources(
+            "Jetson Orin NX data sheet", "from its 100 sparse INT8 TOPS; the GPU's share of them is uncertain",
+            int4_tops=_ORIN_INT4,
+        ),
         unverified=_RATES | {"int4_tops", "bandwidth_gb_s", "max_side"},
     ),
     Target(

@@ -85,7 +85,7 @@ def _quoted(word: str) -> str:
     """A word for bash in which only our own variables are expanded."""
     if re.search(r"\$(partial|layers|cache|plugin)$", word):
         return f'"{word}"'
-    return shlex.quote(word)
+    return f"'{word}'" if "," in word and shlex.quote(word) == word else shlex.quote(word)
 
 
 _HEAD = """\

@@ -279,7 +279,10 @@ def failure(code: int, log: str) -> str:
     if code < 0:
         return f"it was ended by {signal.Signals(-code).name}" + (", as for want of memory" if code == -9 else "")
     errors = re.findall(r"\[E\] (.+)", log)
-    return " ".join(errors[0].split()).rstrip(".")[:300] if errors else f"exit code {code}"
+    if errors:
+        return " ".join(errors[0].split()).rstrip(".")[:300]
+    last = next((line.strip() for line in reversed(log.splitlines()) if line.strip()), "no output")
+    return f"exit code {code}: {last[:200]}"
 
 
 def _times(shape: Sequence[int]) -> str:

@@ -1,0 +1,90 @@
+"""The benchmark command, on the stand-in of trtexec."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from artifact.errors import UserError
+from artifact.manifest import Artifact
+from engines import targets
+from engines.benchmark import RESULT, app, benchmark
+from engines.trt import trtexec
+from engines.trt.build import build_engines
+from engines.trt.job import Options
+from tests.engines.trt.small import PRESET
+
+ORIN = targets.find("agx-orin")
+Put = Callable[..., Any]
+
+
+def built(artifact: Artifact, library: Path, **options: bool) -> Artifact:
+    build_engines(artifact, PRESET, ORIN, library=library, options=Options(**options), say=lambda s: None)
+    return artifact
+
+
+@pytest.mark.parametrize("version", ["8.6.1", "10.3.0", "11.1.0"])
+def test_every_engine_s_figures_are_in_the_table_and_in_the_json(
+    artifact: Artifact, library: Path, with_tool: Put, capsys: pytest.CaptureFixture[str], version: str
+) -> None:
+    with_tool(version)
+    app([str(built(artifact, library).root), "--seconds", "3"], standalone_mode=False)
+    out = capsys.readouterr().out
+    assert "transformer: slowest layers" in out and "ff.net.0.proj" in out
+    assert "GPU compute time is unstable" in out
+    content = json.loads((artifact.root / RESULT).read_text(encoding="utf-8"))
+    assert content["trtexec"] == version and content["preset"] == PRESET and content["seconds"] == 3
+    assert set(content["engines"]) == {"text_encoder", "transformer", "vae_decoder"}
+    row = content["engines"]["transformer"]
+    first = {"8.6.1": 2.0, "10.3.0": 1.5, "11.1.0": 1.25}[version]
+    assert row["compute_ms"]["p50"] == pytest.approx(first + 0.095) and row["runs"] == 20
+    assert row["plugin_layers"] == 2 and row["throughput_qps"] == 100.5
+    assert [r["name"] for r in row["profile"]][0] == "ff.net.0.proj"
+
+
+def test_it_runs_what_the_engine_was_tuned_for_with_its_library(
+    artifact: Artifact, library: Path, with_tool: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = with_tool("10.3.0")
+    built(artifact, library, weight_streaming=True)
+    seen: list[list[str]] = []
+    here = trtexec.run
+    monkeypatch.setattr(trtexec, "run", lambda words, timeout=None: (seen.append(list(words)), here(words))[1])
+    benchmark(artifact, PRESET, tool, "transformer", 1, "50%")
+    (words,) = seen
+    assert f"--dynamicPlugins={artifact.root / 'plugin/sm87/libsvdq_plugin.so'}" in words
+    assert "--shapes=x:1x64x128,emb:1x128" in words and "--weightStreamingBudget=50%" in words
+    seen.clear()
+    benchmark(artifact, PRESET, tool, "vae_decoder", 1)
+    assert not any("dynamicPlugins" in word for word in seen[0])
+
+
+def test_what_cannot_be_timed_is_one_sentence(
+    artifact: Artifact, library: Path, with_tool: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = with_tool("10.3.0")
+    with pytest.raises(UserError, match="has no engine of text_encoder"):
+        benchmark(artifact, PRESET, tool)
+    built(artifact, library)
+    with pytest.raises(UserError, match="has no component 'unet': it has text_encoder, transformer, vae_decoder"):
+        benchmark(artifact, PRESET, tool, "unet")
+    with pytest.raises(UserError, match="was not built with --weight-streaming"):
+        benchmark(artifact, PRESET, tool, weight_budget="50%")
+    monkeypatch.setenv("STAND_IN_FAULT", "error")
+    with pytest.raises(UserError, match=r"does not run text_encoder.*Error Code 1: Serialization \(version tag\)"):
+        benchmark(artifact, PRESET, tool)
+    assert not (artifact.root / RESULT).exists()
+
+
+def test_without_trtexec_the_command_says_how_to_get_it(
+    artifact: Artifact, bare: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        app([str(artifact.root)], standalone_mode=False)
+    assert ended.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: There is no trtexec on PATH") and err.count("\n") == 1
