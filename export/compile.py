@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -14,16 +13,18 @@ import onnx_ir as ir
 
 from artifact import manifest as manifests
 from artifact.errors import UserError
-from artifact.files import remove_partials, written_whole
+from artifact.files import remove_partials
 from artifact.lock import held
 from artifact.manifest import Artifact
 from artifact.store import Store, key_of
 from engines import targets
 from export.components import components, latent_rule
+from export.deliver import deliver
+from export.describe import copy_folders, describe_components, layer_rows, pipeline_settings, remove_stale
 from export.options import Options
 from export.plan import Build
 from export.prompt_files import default_prompts, read_prompts, reference_prompts
-from export.rewrite import BASELINE, Models, Written, check_reserve, refusals, rewrite
+from export.rewrite import BASELINE, Models, check_reserve, refusals, rewrite
 from export.source import Source, open_source
 from export.stages import Stages
 from passes.layers import Layer, find_layers, quantised
@@ -40,7 +41,7 @@ def compile_model(options: Options, stages: Stages) -> tuple[Artifact, dict[str,
     samples, layers and references are found in the store.
     """
     options.check()
-    target = targets.auto() if options.target == "auto" else targets.find(options.target)
+    target = targets.find(options.target)
     with stages.stage("model"):
         source = open_source(options.model)
         if options.steps is not None:
@@ -68,8 +69,7 @@ def compile_model(options: Options, stages: Stages) -> tuple[Artifact, dict[str,
         (out / manifests.NAME).unlink(missing_ok=True)
         models = rewrite(build, graphs, solved, refused)
         checks = _check(build, models.portable)
-        folders = _copy_folders(build)
-        skipped = [*_skipped(target), *models.skipped]
+        folders = copy_folders(build)
         content: dict[str, Any] = {
             "name": out.name,
             "pipeline": source.pipeline,
@@ -79,24 +79,26 @@ def compile_model(options: Options, stages: Stages) -> tuple[Artifact, dict[str,
             "reserve_rank": options.reserve_rank,
             "versions": {p: version(p) for p in PACKAGES},
             "generation": build.source.generation,
-            "pipeline_config": {k: v for k, v in source.index.items() if not k.startswith("_") and _is_setting(v)},
+            "pipeline_config": pipeline_settings(source.index),
             "latents": latent_rule(source).to_json(),
             "presets": options.presets,
-            "components": _describe(build, graphs, models),
+            "components": describe_components(build, graphs, models),
             "folders": folders,
             "exports": checks,
-            "layers": {n: _layer_rows(layers, s) for n, s in solved.items()},
+            "layers": {n: layer_rows(layers, s) for n, s in solved.items()},
             "references": references,
-            "skipped": skipped,
+            "skipped": models.skipped,
         }
         files = [str(p.relative_to(out)) for p in models.files]
         files += [
             str(p.relative_to(out)) for f in folders.values() for p in sorted((out / f).rglob("*")) if p.is_file()
         ]
         content["files"] = manifests.record(out, sorted({*files, *references["files"]}))
-        _remove_stale(out, content["files"])
+        remove_stale(out, content["files"])
         artifact = manifests.write(out, content)
-        for sentence in skipped:
+        if late := deliver(artifact, target, options.preset, stages):
+            artifact = manifests.write(out, content | {"skipped": [*models.skipped, *late]})
+        for sentence in artifact.manifest["skipped"]:
             stages.say(f"skipped: {sentence}")
         return artifact, _report(artifact, stages)
 
@@ -211,81 +213,6 @@ def _check(build: Build, models: Models) -> dict[str, Any]:
             for row in found[part.name]:
                 build.stages.detail(f"{part.name} {row['output']} {row['shapes']}: relative {row['relative']:.2e}")
     return found
-
-
-def _copy_folders(build: Build) -> dict[str, str]:
-    """Tokenizers and scheduler: what diffusers and transformers load besides graphs."""
-    folders = {}
-    for name in build.source.modules:
-        if name.startswith(("tokenizer", "scheduler")):
-            for path in sorted((build.source.root / name).glob("*")):
-                if path.suffix in (".json", ".txt", ".model"):
-                    with written_whole(build.out / name / path.name) as partial:
-                        shutil.copyfile(path, partial)
-            folders[name] = name
-    return folders
-
-
-def _describe(build: Build, graphs: Mapping[str, ir.Model], models: Written) -> dict[str, Any]:
-    """The manifest's `components`."""
-
-    def paths(models: Models, component: str) -> dict[str, str]:
-        return {n: str(files[-1].relative_to(build.out)) for n, files in models.get(component, {}).items()}
-
-    described = {}
-    for part in build.components:
-        graph = graphs[part.name].graph
-        described[part.name] = {
-            "role": part.role,
-            "module": part.module,
-            "class": part.cls,
-            "config": {k: v for k, v in part.config.items() if k != "_name_or_path"},
-            "models": paths(models.portable, part.name),
-            "tensorrt": paths(models.tensorrt, part.name),
-            "inputs": [v.name for v in graph.inputs],
-            "outputs": [v.name for v in graph.outputs],
-        }
-    return described
-
-
-def _layer_rows(layers: Sequence[Layer], solved: StoredLayers) -> dict[str, Any]:
-    """The manifest's `layers` of one preset."""
-    rows = {}
-    for layer in layers:
-        found = solved[layer.name]
-        arrays = found.layer.arrays()
-        # Codes are held one to a byte here and packed two to a byte in the file.
-        size = sum(a.nbytes for n, a in arrays.items() if n != "qweight") + found.layer.qweight.size // 2
-        rows[layer.name] = {
-            "error": found.layer.error, "alpha": found.layer.alpha, "beta": found.layer.beta,
-            "rounds": found.layer.rounds, "rank": found.rank, "k": layer.k, "n": layer.n, "scheme": layer.scheme,
-            "act_bits": found.recipe.act_bits, "group_size": found.recipe.group_size,
-            "act_signed": found.recipe.act_signed, "bytes": size, "bytes_16bit": 2 * layer.n * (layer.k + 1),
-        }  # fmt: skip
-    return rows
-
-
-def _skipped(target: targets.Target) -> list[str]:
-    """What the target would want and this version does not do."""
-    if target.name == "cpu":
-        return []
-    return [
-        f"No TensorRT engine for {target.title}: this version writes the ONNX file that TensorRT parses with the "
-        "SvdqLinear plugin, and the portable form, which onnxruntime runs; it builds no engine yet."
-    ]
-
-
-def _is_setting(value: Any) -> bool:
-    """Whether an entry of model_index.json is a setting of the pipeline and no module."""
-    return isinstance(value, (bool, int, float, str))
-
-
-def _remove_stale(out: Path, files: Mapping[str, Any]) -> None:
-    """Delete what an earlier build left and this one does not have: models of other presets, images of its report."""
-    for path in out.glob("*/*.onnx*"):
-        if str(path.relative_to(out)) not in files:
-            path.unlink()
-    shutil.rmtree(out / "report", ignore_errors=True)
 
 
 def _report(artifact: Artifact, stages: Stages) -> dict[str, Any]:

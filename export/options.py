@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from artifact.errors import UserError, nearest
+from engines import targets
 from passes.presets import PRESETS
 from plugins.svdq_linear.spec import GROUP_SIZES
 
@@ -60,7 +61,9 @@ class Options:
 
     def check(self) -> None:
         """Raises UserError for a value that no build can have, before anything is read or written."""
+        target = targets.find(self.target)
         for name in self.presets:
+            targets.check_preset(target, name)
             if name not in PRESETS:
                 raise UserError(f"There is no preset {name!r}: {nearest(name, list(PRESETS))}")
         if self.dtype not in ("float16", "float32"):

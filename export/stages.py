@@ -41,8 +41,8 @@ class Stages:
     def detail(self, text: str) -> None:
         """A line for --verbose."""
         if self.verbose:
-            self.console.print(f"  {text}")
+            self.console.print(f"  {text}", soft_wrap=True)
 
     def say(self, text: str) -> None:
         """A line for everyone who is not --quiet."""
-        self.console.print(text)
+        self.console.print(text, soft_wrap=True)

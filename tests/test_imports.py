@@ -22,7 +22,7 @@ ALLOWED = {
     "export": {"artifact"},
 }
 # Commands know several stages; nothing else does.
-COMMANDS = {f"export/{name}.py" for name in ("build", "compile", "options", "plan", "rewrite")}
+COMMANDS = {f"export/{name}.py" for name in ("build", "compile", "deliver", "describe", "options", "plan", "rewrite")}
 
 
 def imports(path: Path) -> Iterator[str]:

@@ -1,12 +1,36 @@
-"""What a build says of targets that it makes no engine for."""
+"""What a build for a device leaves behind where no device is, and which presets it refuses."""
 
 from __future__ import annotations
 
-from engines import targets
-from export.compile import _skipped
+import json
+from pathlib import Path
+
+import pytest
+
+from artifact.errors import UserError
+from export.options import Options
+from tests.compile.commands import SMALL, build
 
 
-def test_a_gpu_target_is_told_that_no_engine_was_built_and_the_cpu_is_told_nothing() -> None:
-    (sentence,) = _skipped(targets.find("agx-orin"))
-    assert "No TensorRT engine" in sentence and targets.find("agx-orin").title in sentence
-    assert _skipped(targets.find("cpu")) == []
+def test_a_build_for_a_jetson_leaves_script_and_bundle_and_says_what_it_skipped(tmp_path: Path, cache: Path) -> None:
+    out = tmp_path / "orin"
+    code, _, stderr = build("--out", out, "--cache", cache, "--target", "orin-nano", *SMALL)
+    assert code == 0, stderr
+    skipped = json.loads((out / "manifest.json").read_text())["skipped"]
+    assert any("No TensorRT engine" in s for s in skipped)
+    assert all(s in " ".join(stderr.split()) for s in skipped), stderr
+    script = (out / "engines/build-svdq-int4.sh").read_text()
+    assert "trtexec" in script and "transformer/svdq-int4.trt.onnx" in script
+    assert (out / "deploy/build.sh").is_file() and list(out.glob("deploy-*orin-nano.tar.zst"))
+
+
+def test_the_cpu_gets_neither(built: Path) -> None:
+    assert not (built / "engines").exists() and not (built / "deploy").exists()
+    assert json.loads((built / "manifest.json").read_text())["skipped"] == []
+
+
+def test_nvfp4_is_refused_on_orin_with_what_to_build_instead() -> None:
+    with pytest.raises(UserError, match="Orin.* no FP4 .*svdq-int4"):
+        Options(preset="svdq-nvfp4", target="orin-nano").check()
+    with pytest.raises(UserError, match="no preset 'svdq-nvfp4'"):
+        Options(preset="svdq-nvfp4", target="thor-t5000").check()
