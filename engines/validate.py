@@ -79,8 +79,9 @@ def validate(
 ) -> dict[str, Any]:
     """Measure a preset, judge it by `limits` (budgets.limits), and add the result to the artifact's history.
 
-    `times`: by component the file of trtexec's times. Returns the result, whose fields docs/validate.md explains.
-    Raises UserError where anything could not run; then the history stays as it was.
+    `times`: by component the file of trtexec's times. Returns the result, whose fields docs/validate.md explains; where
+    the history cannot be written, a note of it says so. Raises UserError where anything could not run; then the history
+    stays as it was.
     """
     limits = limits or {}
     told = progress or (lambda done, total, what: None)
@@ -126,7 +127,10 @@ def validate(
     }
     result["notes"] = [*notes(result), *raw["notes"], *([damaged] if damaged else [])]
     result["exit_code"] = BROKEN if any(not b["held"] for b in result["budgets"]) else HELD
-    history.append(artifact.root, result)
+    try:
+        history.append(artifact.root, result)
+    except UserError as e:  # a full or read-only disk must not cost the minutes that the result took
+        result["notes"].append(f"This run is not in the history: {e}")
     return result
 
 

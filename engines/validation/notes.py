@@ -42,7 +42,7 @@ def _wide(timed: Mapping[str, Any], seconds: float) -> list[str]:
         if interval["relative"] >= NARROW:
             return [
                 f"Timing ended after {timed['images']} images in {timed['seconds']:.0f} s with a confidence interval "
-                f"of the {name}'s median {interval['relative']:.1%} wide, not under {NARROW:.0%}: quieten the machine "
+                f"of the {name}'s median {100 * interval['relative']:.1f} % wide, not under {100 * NARROW:.0f} %: quieten the machine "
                 f"or allow more than --max-seconds {seconds:g}."
             ]
     return []

@@ -50,7 +50,7 @@ def _latencies(timed: Mapping[str, Any]) -> Any:
 def _interval(interval: Mapping[str, float] | None) -> str:
     if interval is None:
         return "too few images"
-    return f"{ms_text(interval['low_ms'])} to {ms_text(interval['high_ms'])} ({interval['relative']:.1%})"
+    return f"{ms_text(interval['low_ms'])} to {ms_text(interval['high_ms'])} ({percent_text(interval['relative'])})"
 
 
 def _figures(result: Mapping[str, Any]) -> Any:

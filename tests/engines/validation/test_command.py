@@ -328,11 +328,22 @@ def test_a_fault_of_ours_does_not_look_like_a_broken_budget(copied: Path, monkey
         invoke(copied, "--debug")
 
 
-def test_a_history_that_cannot_be_written_is_said_before_minutes_are_spent(
-    copied: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_history_that_cannot_be_read_is_refused(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (copied / "validation").touch()
     assert "history.jsonl" in refused(monkeypatch, copied)
+
+
+def test_a_history_that_cannot_be_written_costs_no_result(
+    copied: Path, canned: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    canned()
+
+    def full(root: Path, result: Any) -> Path:
+        raise UserError("Cannot write it.")
+
+    monkeypatch.setattr(history, "append", full)
+    code, out, _ = invoke(copied, "--max-latency-ms", 99)
+    assert code == 1 and "note: This run is not in the history: Cannot write it." in out
 
 
 def test_the_reason_of_a_process_that_was_killed() -> None:
@@ -347,8 +358,9 @@ def test_it_is_imported_and_refuses_in_a_sentence_without_torch(flux: Tiny) -> N
         "import sys; sys.modules['torch'] = None; sys.modules['diffusers'] = None\n"
         "from engines.validate import app; app()"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(flux.root), "--runs", "1", "--max-seconds", "0.001"], cwd=ROOT, text=True,
-                          capture_output=True, check=False, env={"PATH": "", "PYTHONPATH": str(ROOT)})  # fmt: skip
+    command = [sys.executable, "-c", code, str(flux.root), "--runs", "1", "--max-seconds", "0.001"]
+    environment = {"PATH": "", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False, env=environment)
     # The process that measures is another one, which has torch; the one that draws has not.
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: Drawing needs the Python package") and done.stderr.count("\n") == 1
