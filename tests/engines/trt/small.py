@@ -72,8 +72,10 @@ def _save(model: ir.Model, path: Path) -> None:
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param:
                 dim.dim_param = {"B": "batch", "S": "tokens"}.get(dim.dim_param, dim.dim_param)
+    last = proto.graph.output[0].name
+    proto.graph.output[0].name = "y"
     for node in proto.graph.node:
-        node.output[:] = ["narrow" if name == "y" else name for name in node.output]
+        node.output[:] = ["narrow" if name == last else name for name in node.output]
     shape = ["batch", "tokens", WIDTH]
     proto.graph.value_info.append(helper.make_tensor_value_info("narrow", TensorProto.FLOAT16, shape))
     proto.graph.value_info.append(helper.make_tensor_value_info("wide", TensorProto.FLOAT, shape))
