@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+import shutil
+import subprocess
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from artifact.errors import UserError
-from engines.targets import NAMES, TARGETS, Target, auto, find
+from engines import targets
+from engines.targets import FIGURES, NAMES, TARGETS, Target, auto, check_preset, find, jetson_linux, shown
 
 NUMBERS = ("memory_gb", "bandwidth_gb_s", "fp16_tflops", "int8_tops", "power_w")
 
@@ -89,3 +92,86 @@ def test_auto_is_cpu_without_a_gpu_and_never_fails(tmp_path: Path) -> None:
     (tmp_path / "proc/device-tree/model").unlink()
     assert auto(tmp_path, no_gpu).name == "cpu"
     assert find("auto").name in NAMES
+
+
+@pytest.mark.parametrize("target", TARGETS[1:], ids=NAMES[1:])
+def test_every_figure_has_a_source(target: Target) -> None:
+    assert all(target.sources[name] for name in FIGURES if getattr(target, name) is not None)
+
+
+def test_an_uncertain_figure_is_marked_where_it_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert shown(find("orin-nano"), "fp16_tflops") == "17 (?)"
+    assert shown(find("h200"), "fp16_tflops") == "989"
+    assert shown(find("h200"), "int4_tops") == "–"
+    targets.app(["agx-orin"], standalone_mode=False)
+    out = capsys.readouterr().out
+    assert "42.5 (?)" in out and "204.8 (?)" not in out
+    assert "JetPack 6.2: CUDA 12.6, TensorRT 10.3" in out
+    assert "bandwidth_gb_s, power_w: Jetson AGX Orin data sheet" in out
+    targets.app([], standalone_mode=False)
+    out = capsys.readouterr().out
+    assert all(f"{name}: " in out for name in NAMES[1:])
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("rtx-50", "thor-t4000", "thor-t5000")])
+def test_fp4_is_refused_where_there_are_no_instructions_and_the_alternative_is_one_that_runs(name: str) -> None:
+    instead = "svdq-w4a8" if name == "h200" else "svdq-int4"
+    with pytest.raises(UserError, match=f"has no FP4 instructions for svdq-nvfp4.*build {instead} instead"):
+        check_preset(find(name), "svdq-nvfp4")
+    check_preset(find(name), instead)
+    check_preset(find("thor-t5000"), "svdq-nvfp4")
+
+
+def test_int4_is_widened_where_it_is_not_native() -> None:
+    assert check_preset(find("agx-orin"), "svdq-int4") == check_preset(find("rtx-40"), "int4-rtn") == ""
+    for name in ("h200", "thor-t5000", "rtx-50"):
+        assert "its codes widened to 8 bits" in check_preset(find(name), "svdq-int4")
+        assert check_preset(find(name), "svdq-w4a8") == check_preset(find(name), "fp16") == ""
+
+
+def test_a_gpu_without_kernels_gets_16_bits_only() -> None:
+    old = replace(find("rtx-30"), name="old", title="An old card", compute_capability="7.5")
+    with pytest.raises(UserError, match="no kernels for An old card.*build fp16 for it"):
+        check_preset(old, "svdq-int4")
+    assert check_preset(old, "fp16") == check_preset(find("cpu"), "svdq-int4") == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "release"),
+    [
+        ("# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64", "36.4.3"),
+        ("# R38", "38"),
+        ("nonsense", ""),
+    ],
+)
+def test_the_release_of_jetson_linux_is_read(tmp_path: Path, text: str, release: str) -> None:
+    assert jetson_linux(tmp_path) == ""
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/nv_tegra_release").write_text(text, encoding="utf-8")
+    assert jetson_linux(tmp_path) == release
+
+
+NVML = """
+#include <string.h>
+int nvmlInit_v2(void) { return 0; }
+int nvmlShutdown(void) { return 0; }
+int nvmlDeviceGetCount_v2(unsigned* n) { *n = 2; return 0; }
+int nvmlDeviceGetHandleByIndex_v2(unsigned i, void** device) { *device = (void*)(long)(i + 1); return 0; }
+int nvmlDeviceGetName(void* device, char* name, unsigned size) { strncpy(name, "NVIDIA H200", size); return 0; }
+int nvmlDeviceGetCudaComputeCapability(void* device, int* major, int* minor) {
+    *major = 9;
+    *minor = (int)(long)device - 1;
+    return 0;
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+def test_cards_are_listed_by_nvml_without_nvidia_smi(tmp_path: Path) -> None:
+    library = tmp_path / "libnvml.so"
+    command = ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(library)]
+    subprocess.run(command, input=NVML, text=True, check=True)
+    found = targets._nvml(str(library))
+    assert found == "NVIDIA H200, 9.0\nNVIDIA H200, 9.1"
+    assert auto(tmp_path, lambda: found).name == "h200"
+    assert targets._nvml(str(tmp_path / "none.so")) == ""
