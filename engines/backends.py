@@ -12,11 +12,12 @@ from artifact.errors import UserError, nearest
 from artifact.manifest import Artifact
 
 BACKENDS = ("auto", "onnxruntime", "tensorrt")
+RECENT = 10_000  # calls whose latencies a runner keeps: a server runs for months
 log = logging.getLogger("engines")
 
 
 class Runner(Protocol):
-    """One graph: arrays in by name, arrays out by name.
+    """One graph: arrays in by name, arrays out by name. `latencies_ms`: of the calls, in order, at most RECENT.
 
     `run` returns float16 outputs as float32. It raises UserError for wrong names and shapes, NotFinite for outputs that
     hold NaN or infinity, OutOfMemory. `open` reads the weights and may be called by another thread than `run`; `close`
@@ -34,6 +35,13 @@ class Runner(Protocol):
     def inputs(self) -> list[str]: ...
     @property
     def outputs(self) -> list[str]: ...
+
+
+def timed(latencies_ms: list[float], seconds: float) -> None:
+    """Append a call's latency, and forget the older half of too many."""
+    if len(latencies_ms) >= RECENT:
+        del latencies_ms[: RECENT // 2]
+    latencies_ms.append(seconds * 1e3)
 
 
 @runtime_checkable

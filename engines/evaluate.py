@@ -42,7 +42,8 @@ def evaluate(
     references = References.read(artifact)
     environment = machine.describe()  # before our own load
     batch = max(1, min(batch, PIXELS // references.images[0, ..., 0].size))
-    rows = [_evaluate(artifact, p, references, batch, repeats, threads, progress) for p in names]
+    over_time: dict[str, Any] = {}
+    rows = [_evaluate(artifact, p, references, batch, repeats, threads, progress, over_time) for p in names]
     return {
         "format": FORMAT,
         "name": manifest["name"],
@@ -62,6 +63,7 @@ def evaluate(
         "presets": rows,
         "layers": {p: manifest["layers"][p] for p in names if p in manifest["layers"]},
         "exports": manifest["exports"],
+        "memory_over_time": _memory_over_time(artifact, names[0], over_time, threads, progress),
         "where": sweep(artifact, presets_of(rows), threads),
         "skipped": list(manifest["skipped"]),
     }
@@ -75,12 +77,13 @@ def _evaluate(
     repeats: int,
     threads: int | None,
     progress: Progress | None,
+    over_time: dict[str, Any],
 ) -> dict[str, Any]:
-    """One preset's entry of the report."""
+    """One preset's entry of the report; what its process measured is kept in `over_time` under its name."""
     drawn, seconds = draw(artifact, preset, references, batch, threads, progress)
     if progress:
         progress(0, 1, f"{preset}: latency and memory")
-    measured = measure_apart(artifact.root, preset, repeats, threads)
+    measured = over_time[preset] = measure_apart(artifact.root, preset, repeats, threads)
     sizes = preset_bytes(artifact, preset)
     return {
         "name": preset,
@@ -92,6 +95,21 @@ def _evaluate(
         "memory": {k: measured[k] for k in ("before_load_bytes", "peak_bytes")},
         "size": {"components": sizes, "total_bytes": sum(sizes.values())},
         "images": _keep_images(artifact.root, preset, drawn.images, references.pictured()),
+    }
+
+
+def _memory_over_time(
+    artifact: Artifact, preset: str, measured: dict[str, Any], threads: int | None, progress: Progress | None
+) -> dict[str, Any]:
+    """Memory of one preset from its load to its first image: resident, as measured before, and pipelined."""
+    if progress:
+        progress(0, 1, f"{preset}: memory, pipelined")
+    pipelined = measure_apart(artifact.root, preset, 1, threads, memory="pipelined")
+    resident = measured[preset]
+    return {
+        "preset": preset,
+        "before_load_bytes": resident["before_load_bytes"],
+        "modes": [resident["over_time"], pipelined["over_time"]],
     }
 
 

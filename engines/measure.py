@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -20,38 +19,55 @@ import typer
 from artifact.command import reported
 from artifact.errors import UserError
 from artifact.manifest import Artifact
+from engines.memory import Recorder, probe, trim
+from engines.memory import resident_bytes as resident_bytes
+from engines.modes import MODES, import_libraries
 
 WARM_UP = 1  # images drawn before any time counts
+SAMPLES = 400  # of memory over time that are kept
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
-def measure(directory: Path | str, preset: str, repeats: int = 3, threads: int | None = None) -> dict[str, Any]:
+def measure(
+    directory: Path | str,
+    preset: str,
+    repeats: int = 3,
+    threads: int | None = None,
+    memory: str = "resident",
+    backend: str = "onnxruntime",
+) -> dict[str, Any]:
     """Draw the first reference prompt at batch 1 `repeats` times after a warm-up, and read times and memory.
 
     Milliseconds: `components` {name: {calls, median_ms, p90_ms}} per call with `calls` per image; `step` the denoiser's
     calls of one denoising step (two of them under classifier-free guidance); `image` from prompt to picture. `load_s`
-    seconds until every graph is ready. Bytes: `before_load_bytes` resident once the libraries are imported,
-    `peak_bytes` the high-water mark of the process. Call it in a fresh process.
+    seconds until every graph that `memory` keeps is ready. Bytes: `before_load_bytes` once the libraries are imported,
+    `peak_bytes` the high-water mark of the process. `over_time`: `mode`, `probe`, `peak_bytes`, and until the end of
+    the first image `samples` [[s, bytes], ...] and `marks` [[s, "load text_encoder"], ...]. Call it in a fresh process.
     """
-    import engines.modules  # noqa: F401  (torch and diffusers belong to the memory before the load)
     from engines.pipeline import load
 
-    before = resident_bytes("VmRSS")
-    start = time.perf_counter()
-    pipe = load(directory, preset, threads, verify=False)
-    load_s = time.perf_counter() - start
-    prompts = pipe.artifact.manifest.get("references", {}).get("prompts") or ["a photograph"]
+    import_libraries()
+    trim()
+    measured = probe(backend)
+    before = measured.now()
+    recorder = Recorder(measured)
     images_ms = []
-    with pipe:
-        for i in range(WARM_UP + repeats):
-            if i == WARM_UP:
-                for session in pipe.sessions.values():
-                    session.latencies_ms.clear()
-            start = time.perf_counter()
-            pipe(prompts[0], seed=0)
-            images_ms.append((time.perf_counter() - start) * 1e3)
-        ran = {n: s.latencies_ms for n, s in pipe.sessions.items() if s.latencies_ms}
+    with recorder:
+        start = time.perf_counter()
+        pipe = load(directory, preset, threads, verify=False, backend=backend, memory=memory, watch=recorder.mark)
+        load_s = time.perf_counter() - start
+        prompts = pipe.artifact.manifest.get("references", {}).get("prompts") or ["a photograph"]
+        with pipe:
+            for i in range(WARM_UP + repeats):
+                if i == WARM_UP:
+                    recorder.mark("image")
+                    for session in pipe.sessions.values():
+                        session.latencies_ms.clear()
+                start = time.perf_counter()
+                pipe(prompts[0], seed=0)
+                images_ms.append((time.perf_counter() - start) * 1e3)
+            ran = {n: list(s.latencies_ms) for n, s in pipe.sessions.items() if s.latencies_ms}
     denoiser = ran[pipe.artifact.component("denoiser")[0]]
     steps = repeats * pipe.generation["num_inference_steps"]
     return {
@@ -60,13 +76,34 @@ def measure(directory: Path | str, preset: str, repeats: int = 3, threads: int |
         "step": _spread(np.reshape(denoiser, (steps, -1)).sum(axis=1)),
         "image": _spread(images_ms[WARM_UP:]),
         "before_load_bytes": before,
-        "peak_bytes": resident_bytes("VmHWM"),
+        "peak_bytes": recorder.peak_bytes,
+        "over_time": _over_time(recorder, pipe.mode),
     }
 
 
-def measure_apart(directory: Path | str, preset: str, repeats: int, threads: int | None) -> dict[str, Any]:
+def _over_time(recorder: Recorder, mode: str) -> dict[str, Any]:
+    """Load and first image, in at most SAMPLES samples; of each span the largest is kept."""
+    end = next(t for t, what in recorder.marks if what == "image")
+    spans: dict[int, list[float]] = {}
+    for t, held in recorder.samples:
+        if t <= end:
+            span = int(SAMPLES * t / end)
+            spans[span] = max(spans.get(span, [0.0, 0]), [t, held], key=lambda s: s[1])
+    return {
+        "mode": mode,
+        "probe": recorder.probe.name,
+        "peak_bytes": recorder.peak_bytes,
+        "samples": [spans[k] for k in sorted(spans)],
+        "marks": [m for m in recorder.marks if m[0] <= end],
+    }
+
+
+def measure_apart(
+    directory: Path | str, preset: str, repeats: int, threads: int | None, memory: str = "resident"
+) -> dict[str, Any]:
     """`measure` in a fresh process. Raises UserError with that process's own sentence where it fails."""
     command = [sys.executable, "-m", "engines.measure", str(directory), "--preset", preset, "--repeats", str(repeats)]
+    command += ["--memory", memory]
     if threads:
         command += ["--threads", str(threads)]
     source = str(Path(__file__).resolve().parent.parent)
@@ -76,16 +113,6 @@ def measure_apart(directory: Path | str, preset: str, repeats: int, threads: int
         last = (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1]
         raise UserError(f"Measuring preset {preset!r} failed: {last.removeprefix('error: ')}")
     return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def resident_bytes(field: str) -> int:
-    """`VmRSS` (now) or `VmHWM` (peak) of this process in bytes; the peak for both where there is no /proc."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-    except (OSError, StopIteration):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _spread(milliseconds: Any) -> dict[str, float]:
@@ -101,6 +128,8 @@ def main(
     preset: Annotated[str | None, typer.Option(help="Preset; the artifact's first if not given.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Images that are timed, after one that is not.")] = 3,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; one per core if not given.")] = None,
+    memory: Annotated[str, typer.Option(help=f"What stays in memory: {', '.join(MODES)}.")] = MODES[0],
+    backend: Annotated[str, typer.Option(help="What runs the graphs: onnxruntime or tensorrt.")] = "onnxruntime",
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Measure a preset's latency and memory in this process and print them as JSON."""
@@ -108,7 +137,7 @@ def main(
         from engines.pipeline import choose
 
         preset = choose(Artifact.open(out, verify=False), preset)
-        print(json.dumps(measure(out, preset, repeats, threads)))
+        print(json.dumps(measure(out, preset, repeats, threads, memory, backend)))
 
 
 if __name__ == "__main__":

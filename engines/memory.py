@@ -70,7 +70,7 @@ class Recorder:
         self._stop.set()
         self._thread.join()
         self._sample()
-        self.samples.sort()
+        self.samples.sort(key=lambda sample: sample[0])
         self.peak_bytes = int(max(b for _, b in self.samples))
         after = self.probe.high_water() if self.probe.high_water else 0
         if after > self._before:

@@ -19,11 +19,12 @@ MODES = ("resident", "pipelined", "streaming")
 log = logging.getLogger("engines")
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-# Memory that onnxruntime's CPU provider takes for a graph, per byte on disk while it loads: 16-bit weights become
-# 32-bit ones and both are there for a moment; 4-bit ones keep their size, their unpacking is part of the running.
-_LOADING = {"float16": 3.0, "bfloat16": 3.0, "float32": 2.0}
-_GRAPH = 4 * 10**6  # bytes of a graph's nodes, kernels and thread pool, whatever its weights
-_RUNTIME = 14 * 10**6  # bytes of onnxruntime's own pages after the first graph
+# What onnxruntime's CPU provider takes for a graph while it loads, measured with `python -m engines.measure` on the
+# bundled models and on a chain of 1024 x 1024 products (x86-64, onnxruntime 1.31):
+_WEIGHTS = {"float16": 2.5, "bfloat16": 2.5, "float32": 1.1}  # per byte of weights: 16-bit ones become 32-bit ones
+_STRUCTURE = 100  # per byte of the .onnx file without its weights: nodes, kernels, plans
+_MOST_STRUCTURE = 50 * 10**6  # above, the file holds weights, too
+_RUNTIME = 14 * 10**6  # onnxruntime's own pages, touched by the first graph
 
 
 def parse_bytes(text: str | int) -> int:
@@ -59,14 +60,25 @@ def estimated_bytes(artifact: Artifact, preset: str, backend: str, mode: str) ->
     return held + (0 if backend == "tensorrt" else resident_bytes("VmRSS") + _RUNTIME)
 
 
+def import_libraries() -> None:
+    """Everything that drawing an image on the CPU imports, whatever the artifact."""
+    import onnx  # noqa: F401
+    import onnxruntime  # noqa: F401
+
+    import engines.modules  # noqa: F401  (torch, diffusers, transformers)
+
+
 def _needs(artifact: Artifact, preset: str, backend: str) -> dict[str, int]:
     """Bytes of memory for each component alone."""
     if backend == "tensorrt":
         from engines.trt.plan import find
 
         return {n: find(artifact, n, preset).path.stat().st_size for n in artifact.manifest["components"]}
-    factor = _LOADING[artifact.manifest["dtype"]]
-    return {n: int(factor * size) + _GRAPH for n, size in preset_bytes(artifact, preset).items()}
+    factor, needs = _WEIGHTS[artifact.manifest["dtype"]], {}
+    for name, size in preset_bytes(artifact, preset).items():
+        structure = artifact.model(name, preset).stat().st_size
+        needs[name] = int(factor * (size - structure)) + min(_STRUCTURE * structure, _MOST_STRUCTURE)
+    return needs
 
 
 def choose_mode(artifact: Artifact, preset: str, backend: str, mode: str | None, max_memory: str | int | None) -> str:
@@ -81,7 +93,7 @@ def choose_mode(artifact: Artifact, preset: str, backend: str, mode: str | None,
         return mode or MODES[0]
     budget = parse_bytes(max_memory)
     if backend != "tensorrt":
-        import engines.modules  # noqa: F401  (torch and diffusers take their memory first, so that it counts)
+        import_libraries()  # so that what they take counts as there already
     estimates = {m: estimated_bytes(artifact, preset, backend, m) for m in ((mode,) if mode else MODES)}
     for name, estimate in estimates.items():
         if estimate <= budget:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from artifact.errors import UserError
+from engines.backends import timed
 from engines.external import pieces
 from engines.faults import OutOfMemory, is_out_of_memory, refuse_names, refuse_nonfinite
 from engines.placement import Placement, read_profile
@@ -48,7 +49,8 @@ class Session:
         profiled: bool = False,
     ) -> None:
         self.model, self.name, self.threads, self.check_finite = Path(model), name, threads, check_finite
-        self.latencies_ms: list[float] = []  # one per call, in order
+        self.latencies_ms: list[float] = []
+        self._calls = 0
         self.placement: Placement | None = None
         self._profiled = profiled
         self._session: Any = None
@@ -103,11 +105,12 @@ class Session:
                 f"The graph of {self.name!r} failed on {shapes} ({_first_line(e)}): choose a size or a prompt length "
                 "that the artifact was built for."
             ) from e
-        self.latencies_ms.append((time.perf_counter() - start) * 1e3)
+        timed(self.latencies_ms, time.perf_counter() - start)
+        self._calls += 1
         self._read_placement()
         found = dict(zip(self._outputs, values, strict=True))
         if self.check_finite:
-            refuse_nonfinite(self.name, found, len(self.latencies_ms))
+            refuse_nonfinite(self.name, found, self._calls)
         return found
 
     def _compute(self, cast: dict[str, np.ndarray]) -> list[np.ndarray]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from engines.report import where
+from engines.report import memory_plot, where
 from engines.report.tables import BASELINE
 
 GREY = "#8a929e"
@@ -43,6 +43,7 @@ def all_of(results: dict[str, Any]) -> dict[str, bytes | None]:
             "latency": latency(results),
             "layer_error": layer_error(results),
             "layer_bytes": layer_bytes(results),
+            "memory_over_time": memory_plot.plot(results),
             "where": where.plot(results, colours(results)),
         }
 

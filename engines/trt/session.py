@@ -15,6 +15,7 @@ import numpy as np
 
 from artifact.errors import UserError
 from artifact.manifest import Artifact
+from engines.backends import timed
 from engines.faults import OutOfMemory, is_out_of_memory, refuse_names, refuse_nonfinite
 from engines.trt import plugin
 from engines.trt.plan import Plan
@@ -36,7 +37,8 @@ class PlanSession:
 
     def __init__(self, artifact: Artifact, plan: Plan, name: str, check_finite: bool = True) -> None:
         self.artifact, self.plan, self.name, self.check_finite = artifact, plan, name, check_finite
-        self.latencies_ms: list[float] = []  # one per call, in order
+        self.latencies_ms: list[float] = []
+        self._calls = 0
         self.stream_weights = False
         self._device: Device | None = None
         self._stream: Stream | None = None
@@ -117,10 +119,11 @@ class PlanSession:
                 f"The engine of {self.name!r} failed on {listed} ({e}): check the GPU with nvidia-smi, then build the "
                 "engines again."
             ) from e
-        self.latencies_ms.append((time.perf_counter() - start) * 1e3)
+        timed(self.latencies_ms, time.perf_counter() - start)
+        self._calls += 1
         found = {n: v.astype(np.float32) if v.dtype == np.float16 else v for n, v in found.items()}
         if self.check_finite:
-            refuse_nonfinite(self.name, found, len(self.latencies_ms))
+            refuse_nonfinite(self.name, found, self._calls)
         return found
 
     def _open(self) -> None:

@@ -24,7 +24,7 @@ from artifact.sampling import sample
 from engines import as_diffusers, metrics
 from engines.evaluate import evaluate, prompt_score
 from engines.references import References
-from engines.report import tables
+from engines.report import memory_plot, tables
 from engines.report.__main__ import app
 from engines.sizes import model_bytes
 from tests.engines.tiny import PROMPTS, Tiny
@@ -112,6 +112,29 @@ def test_latency_memory_and_calls_are_those_of_the_pipeline(measured: Measured) 
         assert 50e6 < memory["before_load_bytes"] < memory["peak_bytes"] < 8e9
 
 
+def test_memory_over_time_names_the_components_in_both_modes(measured: Measured) -> None:
+    found = measured[1]["memory_over_time"]
+    assert found["preset"] == "fp16" and [m["mode"] for m in found["modes"]] == ["resident", "pipelined"]
+    resident, pipelined = ([what for _, what in m["marks"]] for m in found["modes"])
+    assert not any(w.startswith("free") for w in resident) and resident.count("load vae_decoder") == 1
+    assert pipelined.index("free text_encoder") < pipelined.index("step 1") < pipelined.index("load vae_decoder")
+    assert pipelined[-2:] == ["free vae_decoder", "image"]
+    for mode in found["modes"]:
+        times = [t for t, _ in mode["samples"]]
+        assert times == sorted(times) and 2 <= len(times) <= 400 and times[-1] <= mode["marks"][-1][0]
+        assert max(b for _, b in mode["samples"]) <= mode["peak_bytes"] > found["before_load_bytes"] > 50e6
+        assert mode["probe"] == "rss"
+    assert found["modes"][0]["peak_bytes"] == preset(measured[1], "fp16")["memory"]["peak_bytes"]
+    text = (measured[0] / "report.html").read_text(encoding="utf-8")
+    page = Page()
+    page.feed(text)
+    for mode, peak, _ in memory_plot.rows(measured[1]):
+        assert mode in page.text and peak in page.text
+    drawn = memory_plot.plot(measured[1])
+    assert drawn is not None and b"svg" in drawn
+    assert memory_plot.plot({}) is None and memory_plot.rows({}) == []  # a report of an earlier version
+
+
 def test_size_counts_the_files_of_the_preset(measured: Measured) -> None:
     root, results = measured
     for entry in results["presets"]:
@@ -176,8 +199,8 @@ def test_the_page_fetches_nothing_and_parses(measured: Measured) -> None:
     page = Page()
     page.feed(text)
     assert page.open == []
-    # 3 prompts with 3 images each, and 4 figures, all inside the file.
-    assert page.tags.count("img") == 13 and all(f.startswith("data:image/") for f in page.fetched)
+    # 3 prompts with 3 images each, and 5 figures, all inside the file.
+    assert page.tags.count("img") == 14 and all(f.startswith("data:image/") for f in page.fetched)
     assert not re.search(r"url\(|@import|<link|<iframe|\bfetch\(|XMLHttpRequest", text)
     assert str(measured[0]) not in text
 

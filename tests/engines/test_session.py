@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from artifact.errors import UserError
+from engines.faults import OutOfMemory
 from engines.session import Session
 
 
@@ -52,6 +53,60 @@ def test_every_call_is_timed(tmp_path: Path) -> None:
     for _ in range(3):
         session.run({"x": np.zeros((1, 3))})
     assert len(session.latencies_ms) == 3 and all(t > 0 for t in session.latencies_ms)
+
+
+def test_latencies_are_those_of_the_recent_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engines.backends.RECENT", 6)
+    session = Session(double(tmp_path / "m.onnx"), "m", threads=1)
+    for i in range(20):
+        session.run({"x": np.zeros((1, 3))})
+        assert len(session.latencies_ms) == i + 1 if i < 6 else 3 < len(session.latencies_ms) <= 6
+    with pytest.raises(UserError, match="in call 21"):
+        session.run({"x": np.full((1, 3), np.nan)})
+
+
+def test_results_are_the_callers_own(tmp_path: Path) -> None:
+    session = Session(double(tmp_path / "m.onnx"), "m", threads=1)
+    feeds = np.ones((1, 3), np.float32)
+    first = session.run({"x": feeds})["y"]
+    feeds[:] = 5
+    second = session.run({"x": feeds})["y"]
+    third = session.run({"x": np.full((2, 3), 7.0)})["y"]
+    assert first.tolist() == [[2.0] * 3] and second.tolist() == [[10.0] * 3] and third.tolist() == [[14.0] * 3] * 2
+    first[:] = 0
+    assert session.run({"x": np.ones((1, 3))})["y"].tolist() == [[2.0] * 3]
+
+
+def test_buffers_of_a_shape_are_bound_once(tmp_path: Path) -> None:
+    session = Session(double(tmp_path / "m.onnx"), "m", threads=1)
+    session.run({"x": np.zeros((2, 3))})
+    bound = session._bound
+    session.run({"x": np.ones((2, 3))})
+    assert session._bound is bound
+    session.run({"x": np.ones((1, 3))})
+    assert session._bound is not bound
+    session.close()
+    assert session._bound is None
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[ONNXRuntimeError] : 1 : FAIL : std::bad_alloc"),
+              RuntimeError("Failed to allocate memory for requested buffer of size 5368709120")]
+)  # fmt: skip
+def test_memory_that_runs_out_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    import onnxruntime
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    model = double(tmp_path / "m.onnx")
+    opened = Session(model, "unet", threads=1).open()
+    monkeypatch.setattr("engines.session._Bound.run", fail)
+    with pytest.raises(OutOfMemory, match=r"graph of 'unet' ran out of memory on x \[2, 3\]"):
+        opened.run({"x": np.zeros((2, 3))})
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
+    with pytest.raises(OutOfMemory, match="graph of 'unet' does not fit into memory"):
+        Session(model, "unet").open()
 
 
 def test_a_four_bit_weight_does_not_cost_the_activations_their_bits(tmp_path: Path) -> None:
