@@ -187,7 +187,7 @@ def _write_steps(root: Path, artifact: Artifact, said: dict[str, Any]) -> None:
     tokens = (generation["height"] // side) * (generation["width"] // side)
     counts = sorted({*STEPS, generation["num_inference_steps"]})
     folder = artifact.path(artifact.manifest["folders"]["scheduler"])
-    tables = step_tables(folder, counts, latents["packed"], tokens)
+    tables = step_tables(folder, counts, said["pipeline"], tokens)
     write_text(root / "steps.json", json.dumps(tables, separators=(",", ":")) + "\n")
 
 

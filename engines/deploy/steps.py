@@ -26,15 +26,18 @@ COLUMNS = ("timestep", "scale", "p", "q", "r", "s", "u")
 Row = tuple[float, ...]
 
 
-def step_tables(folder: Path, counts: Iterable[int], packed: bool, tokens: int) -> dict[str, Any]:
-    """Tables for the numbers of steps in `counts`, of the scheduler in `folder`.
+def step_tables(folder: Path, counts: Iterable[int], pipeline: str, tokens: int) -> dict[str, Any]:
+    """Tables for the numbers of steps in `counts`, of the scheduler in `folder` as `pipeline` calls it.
 
-    `packed`: FLUX's pipeline calls it, which gives its own sigmas and a shift that depends on `tokens`, the image's
-    tokens, and feeds the denoiser timestep / 1000. Returns {"scheduler", "columns", "clip", "steps": {count:
+    FluxPipeline gives its own sigmas and a shift that depends on `tokens`, the image's tokens, and feeds the denoiser
+    timestep / 1000; StableDiffusionPipeline overrules two old settings of the config. Returns {"scheduler", "columns", "clip", "steps": {count:
     {"noise": standard deviation that the initial noise is scaled to, "rows": [row, ...]}}}; counts that the scheduler
     cannot do are left out. Raises UserError for a scheduler that has no such table.
     """
     config = json.loads((folder / "scheduler_config.json").read_text(encoding="utf-8"))
+    if pipeline == "StableDiffusionPipeline":
+        config = {k: {"steps_offset": 1, "clip_sample": False}.get(k, v) for k, v in config.items()}
+    packed = pipeline == "FluxPipeline"
     rows = _rows_of(config)
     scheduler = _scheduler(config)
     made = {}

@@ -55,7 +55,7 @@ def draw(
 ) -> Drawn:
     """Draw every prompt from `initial_noise` of its seed. Raises UserError for what the bundle cannot do."""
     about = bundle.manifest
-    table = _table(bundle, call.steps or about["generation"]["num_inference_steps"])
+    table = _table(bundle, about["generation"]["num_inference_steps"] if call.steps is None else call.steps)
     scale, negative = _guidance(about, call)
     texts = list(dict.fromkeys([*prompts, *([] if negative is None else [negative])]))
     times: dict[str, list[float]] = {}

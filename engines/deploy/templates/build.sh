@@ -36,13 +36,14 @@ may_fail() { # a check that --anyway turns into a warning
 }
 
 check_jetson() {
-    local release=$ROOT/etc/nv_tegra_release model=$ROOT/proc/device-tree/model line
+    local release=$ROOT/etc/nv_tegra_release model=$ROOT/proc/device-tree/model line major revision
     [[ -r $release ]] || fail "This is no Jetson (there is no $release): copy the bundle to a Jetson with JetPack $JETPACK."
     read -r line <"$release" || true
     [[ $line =~ ^#\ R([0-9]+)\ \(release\),\ REVISION:\ ([0-9.]+) ]] ||
         fail "$release does not say which Jetson Linux this is ('$line'): install JetPack $JETPACK."
-    [[ ${BASH_REMATCH[1]} =~ ^($L4T)$ ]] ||
-        fail "This is Jetson Linux ${BASH_REMATCH[1]}.${BASH_REMATCH[2]}, the bundle is for JetPack $JETPACK: bundle again with this device's --jetpack."
+    major=${BASH_REMATCH[1]} revision=${BASH_REMATCH[2]}
+    [[ $major =~ ^($L4T)$ ]] ||
+        fail "This is Jetson Linux $major.$revision, the bundle is for JetPack $JETPACK: bundle again with this device's --jetpack."
     [[ ! -r $model ]] || tr -d '\0' <"$model" | grep -qi "$CHIP" ||
         fail "This is a $(tr -d '\0' <"$model"), the bundle is for $CHIP: bundle again with --target for this device."
 }
@@ -126,7 +127,7 @@ build() {
     echo "building $plan (log in $log)"
     rm -f "$plan.json" "$plan"
     SECONDS=0
-    "$trtexec" "$@" >"$log" 2>&1 || status=$?
+    { "$trtexec" "$@" || status=$?; } >"$log" 2>&1 # braces: bash's own word of a killed command goes there, too
     if ((status == 137)) || grep -qiE 'out ?of ?memory|cannot allocate memory' "$log" && ((status)); then
         fail "Memory ran out while $component was built: close programs, stop the desktop with sudo init 3, or add swap, and run build.sh again."
     fi
