@@ -63,6 +63,8 @@ def test_trtexec_of_every_version_takes_our_command_and_the_engines_are_found(
     with_tool(version, process=True)
     built = build(artifact, library)
     check_records(artifact, built, version, "trtexec")
+    shell = "libsvdq_plugin_trt8.so" if version == "8.6.1" else "libsvdq_plugin.so"
+    assert [p.name for p in (artifact.root / "plugin/sm87").iterdir()] == [shell]
     cache = f"timing.sm87.trt{version}.cache"
     assert files(artifact) == expected(version) | {cache, f"{cache}.json", f"build-{PRESET}.sh"}
 
@@ -376,6 +378,24 @@ def test_the_command_s_exit_codes_and_sentences(
     with pytest.raises(SystemExit):
         app([str(artifact.root), "--target", "agx-orin", "--resolution", "big"], standalone_mode=False)
     assert "--resolution is 'big'" in capsys.readouterr().err
+
+
+def test_the_command_builds_with_bars_for_tensorrt_s_phases(
+    artifact: Artifact, library: Path, with_module: Put, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from engines.build import _bars, app
+
+    with_module("11.1.0")
+    app([str(artifact.root), "--target", "agx-orin", "--plugin", str(library), "--batch", "2"], standalone_mode=False)
+    out = capsys.readouterr().out
+    assert out.count("sm87.trt11.1.plan") == 3 and "7 in the plugin" in out and "skipped" not in out
+    assert plan.find(artifact, "vae_decoder", PRESET).metadata["profiles"][0]["latent_sample"]["max"][0] == 2
+    bars = _bars(quiet=True)
+    with bars as show:
+        show("Building", 0, 2)
+        show("Timing", 1, 5)
+        show("Building", 2, 2)
+        assert set(bars._tasks) == {"Timing"}
 
 
 def test_the_layer_information_is_kept_beside_the_engine(artifact: Artifact, library: Path, with_tool: Put) -> None:
