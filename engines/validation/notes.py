@@ -40,9 +40,10 @@ def _wide(timed: Mapping[str, Any], seconds: float) -> list[str]:
                 f"interval (6 are needed): allow more than --max-seconds {seconds:g}."
             ]
         if interval["relative"] >= NARROW:
+            width, wanted = (f"{100 * share:.3g} %" for share in (interval["relative"], NARROW))
             return [
                 f"Timing ended after {timed['images']} images in {timed['seconds']:.0f} s with a confidence interval "
-                f"of the {name}'s median {100 * interval['relative']:.1f} % wide, not under {100 * NARROW:.0f} %: quieten the machine "
-                f"or allow more than --max-seconds {seconds:g}."
+                f"of the {name}'s median {width} wide, not under {wanted}: quieten the machine or allow more than "
+                f"--max-seconds {seconds:g}."
             ]
     return []

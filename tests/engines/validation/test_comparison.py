@@ -115,11 +115,11 @@ def test_a_preset_is_not_compared_with_itself(ours: Artifact, tmp_path: Path, na
 
 
 def test_a_build_of_another_model_is_refused(ours: Artifact, edited: Any) -> None:
-    other = edited(lambda m: m["source"].update(model="huge", sha256="f" * 64))
+    other = edited(lambda m: m["source"].update(sha256="f" * 64))
     with pytest.raises(UserError) as refused:
         choose_comparison(ours, "int4-rtn", other)
     assert str(refused.value) == (
-        f"--against {other.root} was built from another model (huge, SHA-256 ffffffffffff, not tiny, 000000000000): "
+        f"--against {other.root} was built from another model (tiny, SHA-256 ffffffffffff, not tiny, 000000000000): "
         "name a build of the same one."
     )
 

@@ -60,7 +60,7 @@ def test_too_few_or_too_scattered_runs_are_said_to_be() -> None:
     ]
     scattered = with_latency([80.0, 120.0] * 10)
     assert notes(scattered) == [
-        "Timing ended after 20 images in 2 s with a confidence interval of the image's median 40.0 % wide, not under "
+        "Timing ended after 20 images in 2 s with a confidence interval of the image's median 40 % wide, not under "
         "5 %: quieten the machine or allow more than --max-seconds 120."
     ]
     assert not any("until both intervals" in line for line in lines(scattered))
