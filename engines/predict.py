@@ -29,7 +29,7 @@ def measured_ceilings(artifact: Artifact, preset: str | None, threads: int | Non
     With `again` everything that the graphs need is measured anew.
     """
     from engines.cost import cpu
-    from engines.cost.ceilings import Ceilings
+    from engines.cost.ceilings import ALWAYS, Ceilings
     from engines.cost.prediction import calls_per_image
     from engines.pipeline import choose
     from engines.shapes import input_shapes
@@ -39,7 +39,7 @@ def measured_ceilings(artifact: Artifact, preset: str | None, threads: int | Non
     needed = cpu.keys(cpu.graph(m, input_shapes(artifact, n, m)) for n, m in models.items())
     ceilings = Ceilings.cached(threads)
     if again:
-        ceilings.seconds = {k: v for k, v in ceilings.seconds.items() if k not in needed and not k.startswith("launch")}
+        ceilings.seconds = {k: v for k, v in ceilings.seconds.items() if k not in needed and k not in ALWAYS}
     missing = ceilings.missing(needed)
     if missing:
         ceilings.measure(missing, progress=progress)

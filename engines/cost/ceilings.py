@@ -17,12 +17,18 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from artifact.files import write_json
-from engines.cost.probes import EMPTY, LAUNCH, Class, Point, axes, build
+from engines.cost.cache import Cold
+from engines.cost.probes import COLD, COPIED, COPY, EMPTY, HOT, LAUNCH, Class, Point, axes, build
 
 FORMAT = 1
 ROUNDS = 3
 RUNS = 4  # timed runs of a probe in each round, after one that is not timed; the least counts
+ENOUGH_S = 0.06  # of timed runs; a longer one is not repeated in a round
+ALWAYS = (LAUNCH, COPY)
+_OTHER_DATA = 1 << 19  # float64 numbers that are run through to put code and data out of a core's cache: 4 MiB
 
 Progress = Callable[[int, int], None]
 
@@ -58,7 +64,7 @@ class Ceilings:
 
     def missing(self, keys: Iterable[str]) -> list[str]:
         """Those of the keys that are not measured."""
-        return sorted({k for k in (*keys, LAUNCH) if k not in self.seconds})
+        return sorted({k for k in (*keys, *ALWAYS) if k not in self.seconds})
 
     def measure(self, keys: Iterable[str], rounds: int = ROUNDS, progress: Progress | None = None) -> None:
         """Measure the keys' grids, every point once a round, so that a disturbance hits few of them for good.
@@ -66,17 +72,23 @@ class Ceilings:
         The least of all times is kept, a known one included. One thread is timed by its own CPU time, which other
         processes on the machine do not lengthen; several by the clock.
         """
-        points = [(k, p) for k in sorted({*keys, LAUNCH}) for p in grid(k)]
-        empty = math.inf
+        points = [(k, p) for k in sorted(set(keys) - set(ALWAYS)) for p in grid(k)]
         for i in range(rounds):
-            empty = min(empty, _seconds(EMPTY, (16,), self.threads, 0)[0])
+            empty = {p: _seconds(EMPTY, (16,), self.threads, 0, evict=p == COLD)[0] for p in (HOT, COLD)}
+            for state in (HOT, COLD):
+                taken, count = _seconds(LAUNCH, state, self.threads, evict=state == COLD)
+                self._keep(LAUNCH, state, (taken - empty[state]) / count)
+            for size in COPIED:
+                self._keep(COPY, (size,), _copying(size, self.threads))
             for j, (key, point) in enumerate(points):
-                taken, copies = _seconds(key, point, self.threads)
-                each = max((taken - empty) / copies, 1e-8)
-                known = self.seconds.setdefault(key, {})
-                known[point] = min(each, known.get(point, math.inf))
+                taken, count = _seconds(key, point, self.threads)
+                self._keep(key, point, (taken - empty[HOT]) / count)
                 if progress:
                     progress(i * len(points) + j + 1, rounds * len(points))
+
+    def _keep(self, key: str, point: Point, seconds: float) -> None:
+        known = self.seconds.setdefault(key, {})
+        known[point] = min(max(seconds, 1e-8), known.get(point, math.inf))
 
     def time(self, work: Class) -> float:
         """Seconds of a node. Raises KeyError where its key is not measured.
@@ -91,7 +103,19 @@ class Ceilings:
             beyond = max(1.0, work.point[0] / sizes[0][-1])
         least = min(known.values())  # of a node beside its like, whose code is at hand
         beside = math.exp(_between(known, sizes, inside)) * beyond - least
-        return max(self.seconds[LAUNCH][(1,)], least) + work.times * max(beside, 0.0)
+        return max(self.seconds[LAUNCH][HOT], least) + work.times * max(beside, 0.0)
+
+    def more(self, cold: Cold, working_set: int) -> float:
+        """Seconds on top of `time` for a node whose code or data are outside the core's cache.
+
+        Data come at the speed of a copy as large as the `working_set`, in bytes, instead of one that fits the cache.
+        """
+        launch, copies = self.seconds[LAUNCH], self.seconds[COPY]
+        near = min(copies[(size,)] / size for size in COPIED)
+        size = min(max(working_set, COPIED[0]), COPIED[-1])
+        far = math.exp(_between(copies, (COPIED,), [size])) / size
+        code = max(launch[COLD] - launch[HOT], 0.0) if cold.code else 0.0
+        return code + cold.nbytes * max(far - near, 0.0) / 2  # a copy reads and writes
 
 
 def _between(known: dict[Point, float], sizes: tuple[Point, ...], at: list[int]) -> float:
@@ -132,16 +156,39 @@ def path(threads: int | None) -> Path:
     return root / "svdq-edge" / f"ceilings-{name}.json"
 
 
-def _seconds(key: str, point: Point, threads: int | None, copies: int | None = None) -> tuple[float, int]:
-    """The least time of a run of the probe, and its number of nodes."""
+def _copying(size: int, threads: int | None) -> float:
+    """The least time of a copy of so many bytes."""
+    source = np.zeros(size // 8)
+    target = np.zeros_like(source)
+    clock, best = _clock(threads), math.inf
+    for _ in range(RUNS + 1):
+        start = clock()
+        np.copyto(target, source)
+        best = min(best, clock() - start)
+    return best
+
+
+def _clock(threads: int | None) -> Callable[[], float]:
+    return time.thread_time if threads == 1 else time.perf_counter
+
+
+def _seconds(
+    key: str, point: Point, threads: int | None, copies: int | None = None, evict: bool = False
+) -> tuple[float, int]:
+    """The least time of a run of the probe, and its number of nodes; with `evict`, other data are used before it."""
     session, feeds, count = _session(key, point, threads, copies)
-    clock = time.thread_time if threads == 1 else time.perf_counter
-    best = math.inf
-    for i in range(RUNS + 1):
+    clock, best, total = _clock(threads), math.inf, 0.0
+    other = np.zeros(_OTHER_DATA) if evict else None
+    session.run(None, feeds)
+    for _ in range(RUNS):
+        if other is not None:
+            other += 1.0
         start = clock()
         session.run(None, feeds)
-        if i:
-            best = min(best, clock() - start)
+        taken = clock() - start
+        best, total = min(best, taken), total + taken
+        if total > ENOUGH_S:
+            break
     return best, count
 
 

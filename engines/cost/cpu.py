@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
+from engines.cost.cache import capacity, cold, working_set
 from engines.cost.ceilings import Ceilings
 from engines.cost.graph import Graph
 from engines.cost.optimised import optimised as graph
-from engines.cost.probes import LAUNCH, classify
+from engines.cost.probes import HOT, LAUNCH, classify
 
 __all__ = ["assumptions", "graph", "keys", "seconds"]
 
@@ -24,13 +25,13 @@ def seconds(graph: Graph, ceilings: Ceilings) -> tuple[float, dict[str, int]]:
     Those cost a launch each. Raises KeyError where the ceilings lack a kind that the graph has.
     """
     total, other = 0.0, Counter[str]()
-    for op in graph.ops:
+    size = working_set(graph)
+    for op, away in zip(graph.ops, cold(graph, capacity()), strict=True):
         kind = classify(op)
         if kind is None:
             other[op.title] += 1
-            total += ceilings.seconds[LAUNCH][(1,)]
-        else:
-            total += ceilings.time(kind)
+        total += ceilings.seconds[LAUNCH][HOT] if kind is None else ceilings.time(kind)
+        total += ceilings.more(away, size)
     return total, dict(other)
 
 
@@ -41,7 +42,8 @@ def assumptions(ceilings: Ceilings | None) -> list[str]:
     threads = ceilings.threads or "one per core"
     return [
         "Every node of the graph as onnxruntime optimises it takes the time of a micro-benchmark of its kind on this "
-        f"machine, interpolated between generic sizes (threads: {threads}).",
+        f"machine, interpolated between generic sizes (threads: {threads}), and more for code and data that the "
+        "cache cannot have kept.",
         "Memory: weights as onnxruntime keeps them and activations by liveness; without Python and its libraries.",
         "Host work (tokeniser, scheduler, picture) is not counted.",
     ]

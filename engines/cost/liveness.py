@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
-from engines.cost.graph import Graph
+from engines.cost.graph import Graph, Op
 from engines.cost.operations import VIEWS
 
 ALIGNMENT = 64  # bytes to which allocators round a tensor
 
 
-def peak_bytes(graph: Graph, fused: Collection[str] = (), folded: bool = True) -> int:
+def peak_bytes(
+    graph: Graph, inner: Collection[str] = (), kernels: Sequence[Sequence[Op]] = (), folded: bool = True
+) -> int:
     """Most bytes of activations that are alive at once while the ops run in their order.
 
     Inputs of the graph live from the start to their last reader, outputs from their writer to the end; while a node
     runs, its inputs and outputs are both there. A view shares its input's memory, which lives as long as any of its
-    views. Weights do not count; nor, where constants are `folded`, what is computed of weights alone. `fused`: names of
-    tensors that a fused kernel never writes.
+    views. Weights do not count; nor, where constants are `folded`, what is computed of weights alone. `kernels`:
+    ops that run as one, whose inputs are there until the last of them; `inner`: names of tensors that stay inside.
     Tensors of unknown shape count as nothing: who asks lists them.
     """
     owner: dict[str, str] = {}  # a view's name → the tensor whose memory it is
@@ -26,16 +28,18 @@ def peak_bytes(graph: Graph, fused: Collection[str] = (), folded: bool = True) -
             name = owner[name]
         return name
 
+    place = {id(op): at for at, op in enumerate(graph.ops)}
+    end = {id(op): max(place[id(o)] for o in ops) for ops in kernels for op in ops}
     sizes = {t.name: t.nbytes for t in graph.inputs}
     born = dict.fromkeys(sizes, -1)
     last = dict.fromkeys(sizes, -1)
     for at, op in enumerate(graph.ops):
         for t in op.inputs:
             if t is not None and root(t.name) in sizes:
-                last[root(t.name)] = at
+                last[root(t.name)] = max(last[root(t.name)], end.get(id(op), at))
         first = op.inputs[0] if op.inputs else None
         for t in op.outputs:
-            if (t.constant and folded) or t.name in fused:
+            if (t.constant and folded) or t.name in inner:
                 continue
             if op.kind in VIEWS and op.kind not in ("Shape", "Size") and first and root(first.name) in sizes:
                 owner[t.name] = first.name

@@ -82,7 +82,7 @@ class Form:
         done = [w for op, w in counted if w is not None and (is_cpu or not op.constant)]
         self.operations, self.moved = sum(w.operations for w in done), sum(w.nbytes for w in done)
         self.uncounted = dict(Counter(op.title for op, w in counted if w is None))
-        self.activations = peak_bytes(graph, inner, folded=not is_cpu)
+        self.activations = peak_bytes(graph, inner, [k.ops for k in self.fused], folded=not is_cpu)
         own = [op for op in graph.ops if op.kind == "SvdqLinear" and op.known]
         self.workspace = max((quantised_bytes(op) for op in own), default=0)
 

@@ -37,10 +37,11 @@ VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten", "Sh
 CONVOLUTIONS = frozenset({"Conv", "com.microsoft.nchwc.Conv", "com.microsoft.FusedConv"})
 TINY = 64  # elements up to which a node costs its launch alone, whatever its type
 
-ELEMENTS = (16, 1024, 1 << 14, 1 << 18, 1 << 21)
-INNER = (16, 128, 1024)
-LEFT_ROWS, DEPTH, COLUMNS = (1, 16, 64, 256, 1024), (16, 64, 256, 1024), (16, 64, 256, 1024)
-PIXELS, CHANNELS = (64, 1024, 4096), (16, 64, 256)
+ELEMENTS = (16, 1024, 1 << 14, 1 << 18, 1 << 22)
+INNER = (16, 256)
+LEFT_ROWS, DEPTH, COLUMNS = (1, 16, 64, 256), (16, 64, 256, 2048), (16, 64, 256, 2048)
+PIXELS, CHANNELS = (64, 1024, 4096), (16, 32, 64, 256)
+COPIED = (1 << 17, 1 << 20, 1 << 23, 1 << 26, 1 << 28)
 BLOCK = 64  # group of a blocked weight
 
 
@@ -57,7 +58,9 @@ def axes(key: str) -> tuple[Point, ...]:
     """Grid sizes along every axis of the key's `point`."""
     kind, variant = key.split("|")[:2]
     if key == LAUNCH:
-        return ((1,),)
+        return ((0, 1),)
+    if key == COPY:
+        return (COPIED,)
     if kind == "product":
         return LEFT_ROWS, DEPTH, COLUMNS
     if kind in CONVOLUTIONS:
@@ -187,7 +190,11 @@ def _convolution(op: Op) -> Class:
 
 
 EMPTY = "Shape|"  # with no copies: what a run costs before its first node
-LAUNCH = "launch|"  # a chain of tiny nodes of ever another kind: what a node costs before its first element
+# A chain of tiny nodes, each of another kind: what a node costs before its first element. Point 0: with the kernels'
+# code at hand; 1: after other data have taken its place.
+LAUNCH = "launch|"
+HOT, COLD = (0,), (1,)
+COPY = "copy|"  # numpy's copy of that many bytes
 _CHAIN = ("Add", "Neg", "Transpose", "Mul", "Softmax", "Reshape", "Sigmoid", "Concat", "Sub", "ReduceMax", "Cast",
           "Slice", "Tanh", "Div", "Unsqueeze", "Sqrt", "LayerNormalization", "Split", "Max", "Exp", "Gather", "Min",
           "Abs", "MatMul", "Expand", "Where")  # fmt: skip
@@ -216,13 +223,13 @@ def build(key: str, point: Point, copies: int | None = None) -> tuple[bytes, dic
 
 
 def _copies(key: str, point: Point) -> int:
-    """Many of small nodes, so that what surrounds them is small; of products enough weights to leave the caches."""
+    """Many of small nodes, so that what surrounds them is small; of products no more weights than a cache holds."""
     kind = key.split("|")[0]
     if kind == "product":
-        return max(2, min(16, (1 << 20) // (point[1] * point[2])))
+        return max(1, min(16, (1 << 17) // (point[1] * point[2])))
     if kind in CONVOLUTIONS:
         return 2
-    return 16 if point[0] <= 1 << 14 else 3
+    return 16 if point[0] <= 1 << 14 else 3 if point[0] <= 1 << 21 else 1
 
 
 class _Probe:
@@ -236,14 +243,14 @@ class _Probe:
         self.feeds: dict[str, np.ndarray] = {}
         self.constants: dict[str, np.ndarray] = {}
         self.protos: list[Any] = []
-        self.random = np.random.default_rng(0)
+        self.pattern = np.random.default_rng(0).random(4099, np.float32) * 0.9 + 0.05
 
     def values(self, shape: Point, dtype: Any = None) -> np.ndarray:
         """Positive numbers below 1, or ones for integers."""
         dtype = dtype or self.dtype
         if np.dtype(dtype).kind in "iub":
             return np.ones(shape, dtype)
-        return (self.random.random(shape, np.float32) * 0.9 + 0.05).astype(dtype)
+        return np.resize(self.pattern, shape).astype(dtype)
 
     def feed(self, name: str, shape: Point, dtype: Any = None) -> str:
         self.feeds[name] = self.values(shape, dtype)
@@ -279,7 +286,7 @@ def _rows(point: Point) -> Point:
 
 
 def _make_chain(p: _Probe, kind: str, variant: str, types: str, point: Point, copies: int) -> None:
-    """Four rounds of tiny nodes, no two neighbours alike: the code of each is as cold as in a model."""
+    """A tiny node of every kind: no neighbour's code is of use."""
     x = p.feed("x", (4, 4))
     y, c = p.feed("y", (4, 4)), p.feed("c", (4, 4), np.bool_)
     ints = {name: p.constant(name, np.array(v, np.int64)) for name, v in
@@ -294,10 +301,9 @@ def _make_chain(p: _Probe, kind: str, variant: str, types: str, point: Point, co
     extra: dict[str, dict[str, Any]] = {
         "Concat": {"axis": 0}, "Split": {"num_outputs": 2}, "Cast": {"to": 10}, "Transpose": {"perm": [1, 0]}
     }  # fmt: skip
-    for _ in range(4):
-        for kind in _CHAIN:
-            inputs = given.get(kind, [x, y] if kind in binary else [x])
-            p.node(kind, inputs, 2 if kind == "Split" else 1, **extra.get(kind, {}))
+    for kind in _CHAIN:
+        inputs = given.get(kind, [x, y] if kind in binary else [x])
+        p.node(kind, inputs, 2 if kind == "Split" else 1, **extra.get(kind, {}))
 
 
 def _make_view(p: _Probe, kind: str, variant: str, types: str, point: Point, copies: int) -> None:

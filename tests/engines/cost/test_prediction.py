@@ -1,0 +1,151 @@
+"""Graphs put together as the pipeline calls them: latency, memory, whether it fits."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from artifact.errors import UserError
+from artifact.manifest import Artifact
+from engines.cost import cpu
+from engines.cost.ceilings import Ceilings, grid
+from engines.cost.prediction import CONTEXT_BYTES, CPU_BAND, Form, Prediction, calls_per_image, fits, predict
+from engines.cost.probes import COLD, COPIED, COPY, HOT, LAUNCH
+from engines.shapes import input_shapes
+from engines.targets import TARGETS, find
+from tests.engines.cost.graphs import model, node
+
+NANO = find("orin-nano")
+
+
+def invented(keys: set[str]) -> Ceilings:
+    """Every node takes a microsecond and a nanosecond per unit of its size."""
+    known = Ceilings(1, {k: {p: 1e-6 + 1e-9 * math.prod(p) for p in grid(k)} for k in keys})
+    known.seconds[LAUNCH] = {HOT: 1e-6, COLD: 1e-6}
+    known.seconds[COPY] = {(n,): n * 1e-10 for n in COPIED}
+    return known
+
+
+def image(p: Prediction) -> float:
+    assert p.image_ms is not None
+    return p.image_ms.expected
+
+
+def test_components_are_called_as_the_pipeline_calls_them(tiny_flux: Artifact, tiny_unet: Artifact) -> None:
+    # As engines.measure counts them (tests/engines/test_report.py): FLUX's true guidance calls its denoiser twice.
+    assert calls_per_image(tiny_flux, 3) == {
+        "transformer": 6, "text_encoder": 2, "text_encoder_2": 2, "vae_decoder": 1
+    }  # fmt: skip
+    assert calls_per_image(tiny_unet, 3) == {"unet": 3, "text_encoder": 2, "vae_decoder": 1}
+
+
+def test_without_guidance_each_is_called_once_a_step(tiny_unet: Artifact) -> None:
+    content = tiny_unet.manifest | {"generation": tiny_unet.manifest["generation"] | {"guidance_scale": 1.0}}
+    assert calls_per_image(Artifact(tiny_unet.root, content), 5) == {"unet": 5, "text_encoder": 1, "vae_decoder": 1}
+
+
+def test_an_image_is_the_sum_of_its_calls(tiny_flux: Artifact) -> None:
+    p = predict(tiny_flux, NANO, "fp16")
+    for end in ("low", "expected", "high"):
+        total = sum(c.calls * getattr(c.call_ms, end) for c in p.components)
+        assert getattr(p.image_ms, end) == pytest.approx(total)
+    assert p.image_ms is not None and p.image_ms.low < p.image_ms.expected < p.image_ms.high
+
+
+@pytest.mark.parametrize("change", [{"height": 64}, {"width": 64}, {"batch": 3}, {"steps": 4}])
+def test_more_work_is_never_cheaper(tiny_unet: Artifact, change: dict[str, int]) -> None:
+    small, large = predict(tiny_unet, NANO, "fp16"), predict(tiny_unet, NANO, "fp16", **change)  # type: ignore[arg-type]
+    assert image(large) > image(small) and large.resident_bytes >= small.resident_bytes
+    for a, b in zip(small.components, large.components, strict=True):
+        assert b.operations >= a.operations and b.activation_bytes >= a.activation_bytes
+        assert b.weight_bytes == a.weight_bytes
+
+
+def test_memory_is_what_the_components_hold(tiny_flux: Artifact) -> None:
+    p = predict(tiny_flux, NANO, "fp16")
+    each = {c.name: c.weight_bytes + c.activation_bytes + c.workspace_bytes for c in p.components}
+    assert p.resident_bytes == CONTEXT_BYTES + sum(each.values())
+    others = max(v for n, v in each.items() if n != "transformer")
+    assert p.pipelined_bytes == CONTEXT_BYTES + each["transformer"] + others < p.resident_bytes
+    assert p.usable_bytes == 6_000_000_000 and p.fits == "resident"
+
+
+def test_what_fits(tiny_flux: Artifact) -> None:
+    assert [fits(10, 5, n) for n in (None, 4, 5, 9, 10)] == [None, "no", "pipelined", "pipelined", "resident"]
+    small = replace(NANO, memory_gb=2.41)  # 0.41 GB beside the system's 2: a little more than the context
+    assert predict(tiny_flux, NANO, "fp16").resident_bytes < 410_000_000
+    assert predict(tiny_flux, small, "fp16").fits == "resident"
+    assert predict(tiny_flux, replace(NANO, memory_gb=2.4), "fp16").fits == "no"
+
+
+def test_unverified_figures_are_named_and_widen_the_band(tiny_flux: Artifact) -> None:
+    sure = predict(tiny_flux, replace(NANO, unverified=frozenset()), "fp16")
+    unsure = predict(tiny_flux, replace(NANO, unverified=frozenset({"fp16_tflops", "power_w"})), "fp16")
+    assert sure.unverified == () and unsure.unverified == ("fp16_tflops",)
+    assert sure.image_ms is not None and unsure.image_ms is not None
+    assert unsure.image_ms.low < sure.image_ms.low and unsure.image_ms.high > sure.image_ms.high
+    assert unsure.image_ms.expected == sure.image_ms.expected
+    assert any("Unverified figures" in s for s in unsure.assumptions)
+    assert not any("Unverified figures" in s for s in sure.assumptions)
+
+
+def test_every_target_is_predicted(tiny_flux: Artifact) -> None:
+    for target in TARGETS[1:]:
+        assert image(predict(tiny_flux, target, "fp16")) > 0
+
+
+def test_this_cpu_is_predicted_from_its_ceilings_and_its_optimised_graph(tiny_unet: Artifact) -> None:
+    row = find("cpu")
+    blank = predict(tiny_unet, row, "fp16")
+    assert blank.image_ms is None and blank.resident_bytes > 0 and blank.usable_bytes
+    assert any("not predicted" in s for s in blank.assumptions)
+    models = {n: tiny_unet.model(n, "fp16") for n in calls_per_image(tiny_unet, 1)}
+    graphs = [cpu.graph(m, input_shapes(tiny_unet, n, m)) for n, m in models.items()]
+    assert any(op.title.startswith("com.microsoft") for g in graphs for op in g.ops)  # as onnxruntime fused them
+    assert all(op.known for g in graphs for op in g.ops)
+    p = predict(tiny_unet, row, "fp16", ceilings=invented(cpu.keys(graphs)))
+    assert p.image_ms is not None and p.image_ms.high == pytest.approx(p.image_ms.expected * (1 + CPU_BAND))
+    assert image(p) > 1e-3 * sum(len(g.ops) for g in graphs)
+
+
+def test_ceilings_that_lack_a_kind_predict_nothing(tiny_unet: Artifact) -> None:
+    p = predict(tiny_unet, find("cpu"), "fp16", ceilings=invented({"Neg||FLOAT"}))
+    assert p.image_ms is None
+
+
+def test_an_operator_that_is_not_counted_is_listed() -> None:
+    from engines.cost.graph import walk
+
+    nodes = [node("Odd", ["x"], ["y"], "strange"), node("Neg", ["x"], ["z"])]
+    form = Form(walk(model(nodes, {"x": [4]}, ["y", "z"]), {"x": (4,)}), is_cpu=False)
+    assert form.uncounted == {"strange.Odd": 1} and form.operations == 4
+
+
+def test_what_is_not_counted_is_said(tiny_flux: Artifact) -> None:
+    from engines.cost.prediction import _assumptions
+
+    p = predict(tiny_flux, NANO, "fp16")
+    odd = replace(p.components[0], uncounted={"strange.Odd": 2})
+    assert f"Not counted in {odd.name}: strange.Odd (2)." in _assumptions(NANO, None, (odd,))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"height": 30}, "height is 30: give a multiple of 8"), ({"width": -8}, "width is -8"),
+        ({"steps": 0}, "steps is 0"), ({"batch": 0}, "batch is 0"), ({"preset": "fp61"}, "fp61"),
+    ],
+)  # fmt: skip
+def test_what_the_pipeline_cannot_take_is_refused(tiny_flux: Artifact, change: dict[str, int], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        predict(tiny_flux, NANO, **change)  # type: ignore[arg-type]
+
+
+def test_a_component_that_is_missing_is_refused(tiny_flux: Artifact) -> None:
+    for role, gone in (("vae_decoder", ["vae_decoder"]), ("text_encoder", ["text_encoder", "text_encoder_2"])):
+        parts = {n: c for n, c in tiny_flux.manifest["components"].items() if n not in gone}
+        broken = Artifact(tiny_flux.root, tiny_flux.manifest | {"components": parts})
+        with pytest.raises((UserError, StopIteration), match=None if role == "vae_decoder" else f"no {role}"):
+            predict(broken, NANO, "fp16")
