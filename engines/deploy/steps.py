@@ -30,9 +30,9 @@ def step_tables(folder: Path, counts: Iterable[int], pipeline: str, tokens: int)
     """Tables for the numbers of steps in `counts`, of the scheduler in `folder` as `pipeline` calls it.
 
     FluxPipeline gives its own sigmas and a shift that depends on `tokens`, the image's tokens, and feeds the denoiser
-    timestep / 1000; StableDiffusionPipeline overrules two old settings of the config. Returns {"scheduler", "columns", "clip", "steps": {count:
-    {"noise": standard deviation that the initial noise is scaled to, "rows": [row, ...]}}}; counts that the scheduler
-    cannot do are left out. Raises UserError for a scheduler that has no such table.
+    timestep / 1000; StableDiffusionPipeline overrules two old settings of the config. Returns {"scheduler", "columns",
+    "clip", "steps": {count: {"noise": standard deviation that the initial noise is scaled to, "rows": [row, ...]}}};
+    counts that the scheduler cannot do are left out. Raises UserError for a scheduler that has no such table.
     """
     config = json.loads((folder / "scheduler_config.json").read_text(encoding="utf-8"))
     if pipeline == "StableDiffusionPipeline":
