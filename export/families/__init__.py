@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from artifact.errors import UserError, nearest
-from export.families import autoencoder_kl, clip, flux, t5, unet
+from export.families import autoencoder_kl, clip, flux, sd3, t5, unet
 from export.families.row import PipelineRow, Row
 
-ROWS: tuple[Row, ...] = (*flux.ROWS, *unet.ROWS, *clip.ROWS, *t5.ROWS, *autoencoder_kl.ROWS)
+_FAMILIES = (flux, unet, sd3, clip, t5, autoencoder_kl)
+
+ROWS: tuple[Row, ...] = tuple(row for family in _FAMILIES for row in family.ROWS)
 MODULES: dict[str, tuple[Row, ...]] = {r.cls: tuple(x for x in ROWS if x.cls == r.cls) for r in ROWS}
-PIPELINES: dict[str, PipelineRow] = {p.cls: p for p in (*flux.PIPELINES, *unet.PIPELINES)}
+PIPELINES: dict[str, PipelineRow] = {p.cls: p for family in _FAMILIES for p in getattr(family, "PIPELINES", ())}
 
 
 def pipeline_row(cls: str) -> PipelineRow:

@@ -38,6 +38,14 @@ FLUX = {
     "in_channels": 16, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2,
     "joint_attention_dim": 32, "pooled_projection_dim": 32, "axes_dims_rope": (4, 6, 6), "guidance_embeds": False,
 }  # fmt: skip
+SD21 = UNET | {  # Stable Diffusion 2.1: heads of equal width, linear projections
+    "use_linear_projection": True, "attention_head_dim": (2, 4), "upcast_attention": True,
+}  # fmt: skip
+SD3 = {  # the first block as in 3.5-medium, with a second attention; the last without a text stream
+    "sample_size": 16, "num_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2, "joint_attention_dim": 32,
+    "caption_projection_dim": 32, "pooled_projection_dim": 64, "in_channels": 4, "out_channels": 4,
+    "pos_embed_max_size": 12, "qk_norm": "rms_norm", "dual_attention_layers": (0,),
+}  # fmt: skip
 
 GRAPHS = [  # (model, component): every kind of graph once
     *(("flux", name) for name in ("text_encoder", "text_encoder_2", "transformer", "vae_decoder", "vae_encoder")),
@@ -99,6 +107,51 @@ def stable_diffusion_xl(root: Path) -> Path:
         "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
         "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
     })  # fmt: skip
+    return root
+
+
+def stable_diffusion_21(root: Path) -> Path:
+    """Stable Diffusion 2.1: v-prediction, another UNet and CLIP than 1.5's."""
+    stable_diffusion(root)
+    torch.manual_seed(3)
+    _save(root / "unet", diffusers.UNet2DConditionModel(**SD21))
+    clip = CLIP | {"hidden_act": "gelu", "num_hidden_layers": 3}
+    _save(root / "text_encoder", transformers.CLIPTextModel(transformers.CLIPTextConfig(**clip)))
+    scheduler = diffusers.DDIMScheduler(clip_sample=False, steps_offset=1, prediction_type="v_prediction")
+    scheduler.save_pretrained(root / "scheduler")
+    return root
+
+
+def stable_diffusion_xl_turbo(root: Path) -> Path:
+    """SDXL-Turbo: SDXL in every shape, with a scheduler that takes few steps."""
+    stable_diffusion_xl(root)
+    diffusers.EulerAncestralDiscreteScheduler(timestep_spacing="trailing").save_pretrained(root / "scheduler")
+    return root
+
+
+def stable_diffusion_3(root: Path) -> Path:
+    """A StableDiffusion3Pipeline directory with all three text encoders."""
+    torch.manual_seed(4)
+    _save(root / "transformer", diffusers.SD3Transformer2DModel(**SD3))
+    config = transformers.CLIPTextConfig(**CLIP)
+    for name in ("text_encoder", "text_encoder_2"):
+        _save(root / name, transformers.CLIPTextModelWithProjection(config))
+    _save(root / "text_encoder_3", transformers.T5EncoderModel(transformers.T5Config(**T5)))
+    vae = VAE | {"latent_channels": 4, "use_quant_conv": False, "use_post_quant_conv": False, "shift_factor": 0.1}
+    _save(root / "vae", diffusers.AutoencoderKL(**vae))
+    diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(root / "scheduler")
+    tokenizers = {f"tokenizer{n}": ["transformers", "PreTrainedTokenizerFast"] for n in ("", "_2", "_3")}
+    for name in tokenizers:
+        _tokenizer().save_pretrained(root / name)
+    _index(root, "StableDiffusion3Pipeline", {
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "text_encoder_3": ["transformers", "T5EncoderModel"],
+        "transformer": ["diffusers", "SD3Transformer2DModel"], "vae": ["diffusers", "AutoencoderKL"],
+        "image_encoder": [None, None], "feature_extractor": [None, None],
+    } | tokenizers)  # fmt: skip
+    _generation(root, {"guidance_scale": 3.0, "negative_prompt": "", "max_sequence_length": 12})
     return root
 
 

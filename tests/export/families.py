@@ -1,0 +1,63 @@
+"""One graph of a family through all that a build does with it, without the build around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import torch
+
+from export.components import DTYPES, Component
+from export.source import Source
+from passes.layers import Layer, find_layers, quantised
+from passes.policy import Policy
+from passes.presets import PRESETS, layered
+from passes.solved import Quantised, Solved
+from passes.solver import solve_layer
+from passes.weights import LayerLoader
+
+Graph = Callable[..., tuple[Source, Component, ir.Model]]
+
+
+def layers_of(component: Component, model: ir.Model) -> list[Layer]:
+    """The layers of an exported graph that svdq-int4 quantises."""
+    policy = policy_of(component)
+    return quantised(find_layers(layered(policy)(model.clone()).model.graph, policy))
+
+
+def policy_of(component: Component) -> Policy:
+    """What the family's row says of it."""
+    return Policy(component.row.quantise, component.row.weight_only)
+
+
+def solved_layers(source: Source, component: Component, layers: list[Layer], dtype: str) -> Solved:
+    """Every layer solved without samples, read from the source's files as a worker of a build reads it."""
+    found = {}
+    tensors = source.weights(component.module)
+    for layer in layers:
+        refs = {name: tensors[name] for name in (*layer.weights, *layer.biases) if name is not None}
+        recipe = PRESETS["svdq-int4"].recipe(layer, dtype, rank=16)
+        recipe = replace(recipe, refine=min(recipe.refine, 1))
+        found[layer.name] = Quantised(recipe, solve_layer(*LayerLoader(layer, refs, "", None)(), recipe))
+    return found
+
+
+def run(path: Path, component: Component, number: int, dtype: str) -> np.ndarray:
+    """The graph's first output, float64, at the row's check shapes of this number."""
+    inputs = component.row.inputs(
+        component.config, component.row.check_shapes[number], DTYPES[dtype], torch.Generator().manual_seed(7)
+    )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 3, 1
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    wanted = {i.name for i in session.get_inputs()}
+    return session.run(None, {k: v.numpy() for k, v in inputs.items() if k in wanted})[0].astype(np.float64)
+
+
+def relative(y: np.ndarray, reference: np.ndarray) -> float:
+    """Norm of the difference over the norm of the reference."""
+    return float(np.linalg.norm(y - reference) / np.linalg.norm(reference))
