@@ -9,7 +9,7 @@ from passes.accumulator import Accumulator, widen
 from passes.body import low_rank
 from passes.emit import initializer
 from passes.linear import find_linears
-from passes.solved import Quantised, Solved
+from passes.solved import Solved, tensor_of
 from passes.stacked import lazy
 
 
@@ -27,17 +27,15 @@ class LowRankBranch(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         modified = False
         for linear in find_linears(model.graph):
-            quantised = self.solved.get(linear.name)
-            if quantised is not None and quantised.rank > 0:
-                _add_branch(model.graph, widen(model.graph, linear), quantised)
+            if linear.name in self.solved and self.solved[linear.name].rank > 0:
+                _add_branch(model.graph, widen(model.graph, linear), self.solved)
                 modified = True
         return ir.passes.PassResult(model, modified)
 
 
-def _add_branch(graph: ir.Graph, accumulator: Accumulator, quantised: Quantised) -> None:
-    linear, layer = accumulator.linear, quantised.layer
-    down = initializer(graph, f"{linear.name}.down", ir.tensor(layer.down))
-    up = initializer(graph, f"{linear.name}.up", ir.tensor(layer.up))
+def _add_branch(graph: ir.Graph, accumulator: Accumulator, solved: Solved) -> None:
+    linear = accumulator.linear
+    down, up = (initializer(graph, f"{linear.name}.{f}", tensor_of(solved, linear.name, f)) for f in ("down", "up"))
     e = accumulator.emit
     e.prefix += "/branch"
     reader = accumulator.first
@@ -48,7 +46,7 @@ def _add_branch(graph: ir.Graph, accumulator: Accumulator, quantised: Quantised)
     assert weight is not None
 
     def residual() -> np.ndarray:
-        full = weight.numpy().astype(np.float32)
+        full, layer = weight.numpy().astype(np.float32), solved[linear.name].layer
         return (full - (layer.down.astype(np.float32) @ layer.up.astype(np.float32)).T).astype(weight.dtype.numpy())
 
     linear.weight.const_value = lazy(str(linear.weight.name), weight.dtype, list(weight.shape), residual)  # type: ignore[arg-type]

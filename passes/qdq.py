@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ml_dtypes
 import onnx_ir as ir
 
 from passes.accumulator import Accumulator, widen, widened
 from passes.body import product, quantised, smoothed
 from passes.emit import initializer
 from passes.linear import find_linears
-from passes.solved import Quantised, Solved
+from passes.solved import Solved, tensor_of
 
 
 class Int4Qdq(ir.passes.InPlacePass):
@@ -36,17 +35,18 @@ class Int4Qdq(ir.passes.InPlacePass):
             raise ValueError(f"the graph has no linear {', '.join(unknown[:3])} ({len(unknown)} solved layers unknown)")
         for name in plain:
             if name in self.solved:
-                _quantise(graph, wide.get(name) or widen(graph, plain[name]), self.solved[name])
+                _quantise(graph, wide.get(name) or widen(graph, plain[name]), self.solved)
         return ir.passes.PassResult(model, bool(self.solved))
 
 
-def _quantise(graph: ir.Graph, accumulator: Accumulator, found: Quantised) -> None:
-    linear, layer, variant = accumulator.linear, found.layer, found.variant
-    name = linear.name
-    qweight = initializer(graph, f"{name}.qweight", ir.tensor(layer.qweight.astype(ml_dtypes.int4)))
-    wscale = initializer(graph, f"{name}.wscale", ir.tensor(layer.wscale))
-    inv_smooth = initializer(graph, f"{name}.inv_smooth", ir.tensor(layer.inv_smooth))
-    graph.initializers[f"{name}.bias"].const_value = ir.tensor(layer.bias, name=f"{name}.bias")
+def _quantise(graph: ir.Graph, accumulator: Accumulator, solved: Solved) -> None:
+    linear = accumulator.linear
+    name, variant = linear.name, solved[linear.name].variant
+    qweight, wscale, inv_smooth = (
+        initializer(graph, f"{name}.{field}", tensor_of(solved, name, field))
+        for field in ("qweight", "wscale", "inv_smooth")
+    )
+    graph.initializers[f"{name}.bias"].const_value = tensor_of(solved, name, "bias")
     e = accumulator.emit
     e.prefix += "/qdq"
     values = smoothed(e, linear.x, inv_smooth, variant.act_shift)

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
 from passes.solver import Recipe, SolvedLayer
+from passes.stacked import lazy
 from plugins.svdq_linear.spec import Variant
 
 
@@ -29,3 +34,18 @@ class Quantised:
 
 
 Solved = Mapping[str, Quantised]  # by the name of the canonical linear
+
+
+def tensor_of(solved: Solved, layer: str, field: str) -> ir.TensorProtocol:
+    """An array of a solved layer as the initializer "<layer>.<field>", read again whenever it is used.
+
+    A graph of such tensors holds no layer in memory, however many it has, as long as `solved` holds none.
+    """
+    dtype = ml_dtypes.int4 if field == "qweight" else None  # one code to a byte in a SolvedLayer
+
+    def read() -> np.ndarray:
+        array = getattr(solved[layer].layer, field)
+        return array if dtype is None else array.astype(dtype)
+
+    array = getattr(solved[layer].layer, field)
+    return lazy(f"{layer}.{field}", ir.DataType.from_numpy(np.dtype(dtype or array.dtype)), list(array.shape), read)

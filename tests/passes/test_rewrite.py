@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +20,8 @@ from passes.fuse import FuseSvdqLinear
 from passes.opset import PortableOpset
 from passes.presets import PRESETS, layered
 from passes.qdq import Int4Qdq
-from passes.solved import Solved
+from passes.solved import Quantised, Solved
+from passes.solver import SolvedLayer
 from passes.verify import VerifyGraph
 from tests.passes.conftest import BLOCK_POLICY
 from tests.passes.graphs import WIDTH, GraphBuilder, block, ops, run
@@ -121,6 +125,42 @@ def test_int4_qdq_writes_the_solver_s_arrays_and_drops_the_16_bit_weight(solve: 
             written = initializers[f"{name}.{field}"].const_value.numpy()
             assert (written.astype(np.float32) == getattr(found.layer, field).astype(np.float32)).all(), (name, field)
         assert f"{name}.weight" not in initializers
+
+
+class Passing(Mapping[str, Quantised]):
+    """Solved layers that are made anew at every reading, as the store's are, and counted while they live."""
+
+    def __init__(self, solved: Solved) -> None:
+        self._solved, self.alive = solved, weakref.WeakSet[SolvedLayer]()
+
+    def __getitem__(self, name: str) -> Quantised:
+        found = self._solved[name]
+        layer = replace(found.layer, bias=found.layer.bias.copy())
+        self.alive.add(layer)
+        return Quantised(found.recipe, layer)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._solved)
+
+    def __len__(self) -> int:
+        return len(self._solved)
+
+
+def test_a_rewritten_graph_holds_no_solved_layer_in_memory_and_still_has_their_arrays(solve: Solve) -> None:
+    model = block("float32")
+    solved = solve(model, "svdq-int4", "float32")
+    passing = Passing(solved)
+    made = PRESETS["svdq-int4"].apply(model, BLOCK_POLICY, passing)
+    gc.collect()
+    assert not passing.alive
+    for name, found in solved.items():
+        for field in ("qweight", "wscale", "inv_smooth", "bias", *(("down", "up") if found.rank else ())):
+            tensor = made.graph.initializers[f"{name}.{field}"].const_value
+            array = tensor.numpy()
+            assert np.array_equal(array.astype(np.float32), getattr(found.layer, field).astype(np.float32)), field
+    del tensor, array
+    gc.collect()
+    assert not passing.alive
 
 
 def silu_model(other_reader: str | None) -> ir.Model:
