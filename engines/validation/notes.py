@@ -32,17 +32,18 @@ def notes(result: Mapping[str, Any]) -> list[str]:
 
 def _wide(timed: Mapping[str, Any], seconds: float) -> list[str]:
     """A sentence where timing ended before the medians of image and step were known to 5 %."""
+    count = f"{timed['images']} image{'' if timed['images'] == 1 else 's'}"
     for name in ("image", "step"):
         interval = timed[name]["interval"]
         if interval is None:
             return [
-                f"Timing ended after {timed['images']} images in {timed['seconds']:.0f} s, too few for a confidence "
+                f"Timing ended after {count} in {timed['seconds']:.0f} s, too few for a confidence "
                 f"interval (6 are needed): allow more than --max-seconds {seconds:g}."
             ]
         if interval["relative"] >= NARROW:
             width, wanted = (f"{100 * share:.3g} %" for share in (interval["relative"], NARROW))
             return [
-                f"Timing ended after {timed['images']} images in {timed['seconds']:.0f} s with a confidence interval "
+                f"Timing ended after {count} in {timed['seconds']:.0f} s with a confidence interval "
                 f"of the {name}'s median {width} wide, not under {wanted}: quieten the machine or allow more than "
                 f"--max-seconds {seconds:g}."
             ]

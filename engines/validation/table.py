@@ -36,7 +36,7 @@ def _latencies(timed: Mapping[str, Any]) -> Any:
 
     table = Table(title="Latency in ms", title_justify="left")
     table.add_column("")
-    for name in ("per image", "p50", "p90", "p99", "95 % interval of the median"):
+    for name in ("per image", "p50", "p90", "p99", "95 % interval"):
         table.add_column(name, justify="right")
     rows = {"image": timed["image"], "step": timed["step"], **timed["components"]}
     rows |= {f"{name} (trtexec)": t for name, t in timed["trtexec"].items()}

@@ -58,6 +58,7 @@ def test_too_few_or_too_scattered_runs_are_said_to_be() -> None:
         "Timing ended after 5 images in 0 s, too few for a confidence interval (6 are needed): allow more than "
         "--max-seconds 120."
     ]
+    assert notes(with_latency([1e5]))[0].startswith("Timing ended after 1 image in 100 s, too few")
     scattered = with_latency([80.0, 120.0] * 10)
     assert notes(scattered) == [
         "Timing ended after 20 images in 2 s with a confidence interval of the image's median 40 % wide, not under "
