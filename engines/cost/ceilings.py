@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 import os
+import statistics
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -25,7 +26,7 @@ from engines.cost.probes import COLD, COPIED, COPY, EMPTY, HOT, LAUNCH, Class, P
 
 FORMAT = 1
 ROUNDS = 3
-RUNS = 4  # timed runs of a probe in each round, after one that is not timed; the least counts
+RUNS = 5  # timed runs of a probe in each round, after one that is not timed; their median counts
 ENOUGH_S = 0.06  # of timed runs; a longer one is not repeated in a round
 ALWAYS = (LAUNCH, COPY)
 _OTHER_DATA = 1 << 19  # float64 numbers that are run through to put code and data out of a core's cache: 4 MiB
@@ -69,8 +70,8 @@ class Ceilings:
     def measure(self, keys: Iterable[str], rounds: int = ROUNDS, progress: Progress | None = None) -> None:
         """Measure the keys' grids, every point once a round, so that a disturbance hits few of them for good.
 
-        The least of all times is kept, a known one included. One thread is timed by its own CPU time, which other
-        processes on the machine do not lengthen; several by the clock.
+        The least of the rounds' medians is kept, a known time included. One thread is timed by its own CPU time, which
+        other processes on the machine do not lengthen; several by the clock.
         """
         points = [(k, p) for k in sorted(set(keys) - set(ALWAYS)) for p in grid(k)]
         for i in range(rounds):
@@ -157,15 +158,16 @@ def path(threads: int | None) -> Path:
 
 
 def _copying(size: int, threads: int | None) -> float:
-    """The least time of a copy of so many bytes."""
+    """The median time of a copy of so many bytes."""
     source = np.zeros(size // 8)
     target = np.zeros_like(source)
-    clock, best = _clock(threads), math.inf
-    for _ in range(RUNS + 1):
+    clock, taken = _clock(threads), list[float]()
+    np.copyto(target, source)
+    for _ in range(RUNS):
         start = clock()
         np.copyto(target, source)
-        best = min(best, clock() - start)
-    return best
+        taken.append(clock() - start)
+    return statistics.median(taken)
 
 
 def _clock(threads: int | None) -> Callable[[], float]:
@@ -175,9 +177,9 @@ def _clock(threads: int | None) -> Callable[[], float]:
 def _seconds(
     key: str, point: Point, threads: int | None, copies: int | None = None, evict: bool = False
 ) -> tuple[float, int]:
-    """The least time of a run of the probe, and its number of nodes; with `evict`, other data are used before it."""
+    """The median time of a run of the probe, and its number of nodes; with `evict`, other data are used before it."""
     session, feeds, count = _session(key, point, threads, copies)
-    clock, best, total = _clock(threads), math.inf, 0.0
+    clock, taken = _clock(threads), list[float]()
     other = np.zeros(_OTHER_DATA) if evict else None
     session.run(None, feeds)
     for _ in range(RUNS):
@@ -185,11 +187,10 @@ def _seconds(
             other += 1.0
         start = clock()
         session.run(None, feeds)
-        taken = clock() - start
-        best, total = min(best, taken), total + taken
-        if total > ENOUGH_S:
+        taken.append(clock() - start)
+        if sum(taken) > ENOUGH_S:
             break
-    return best, count
+    return statistics.median(taken), count
 
 
 def _session(key: str, point: Point, threads: int | None, copies: int | None) -> Any:

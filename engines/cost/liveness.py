@@ -10,14 +10,12 @@ from engines.cost.operations import VIEWS
 ALIGNMENT = 64  # bytes to which allocators round a tensor
 
 
-def peak_bytes(
-    graph: Graph, inner: Collection[str] = (), kernels: Sequence[Sequence[Op]] = (), folded: bool = True
-) -> int:
+def peak_bytes(graph: Graph, inner: Collection[str] = (), kernels: Sequence[Sequence[Op]] = ()) -> int:
     """Most bytes of activations that are alive at once while the ops run in their order.
 
     Inputs of the graph live from the start to their last reader, outputs from their writer to the end; while a node
     runs, its inputs and outputs are both there. A view shares its input's memory, which lives as long as any of its
-    views. Weights do not count; nor, where constants are `folded`, what is computed of weights alone. `kernels`:
+    views. Weights do not count, nor what is computed of weights alone. `kernels`:
     ops that run as one, whose inputs are there until the last of them; `inner`: names of tensors that stay inside.
     Tensors of unknown shape count as nothing: who asks lists them.
     """
@@ -39,7 +37,7 @@ def peak_bytes(
                 last[root(t.name)] = max(last[root(t.name)], end.get(id(op), at))
         first = op.inputs[0] if op.inputs else None
         for t in op.outputs:
-            if (t.constant and folded) or t.name in inner:
+            if t.constant or t.name in inner:
                 continue
             if op.kind in VIEWS and op.kind not in ("Shape", "Size") and first and root(first.name) in sizes:
                 owner[t.name] = first.name

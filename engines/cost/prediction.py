@@ -12,6 +12,7 @@ from artifact.errors import UserError
 from artifact.manifest import Artifact
 from engines import machine
 from engines.cost import cpu, roofline
+from engines.cost.arena import grown_bytes
 from engines.cost.ceilings import Ceilings
 from engines.cost.graph import Graph, Shape, read
 from engines.cost.liveness import peak_bytes
@@ -82,7 +83,8 @@ class Form:
         done = [w for op, w in counted if w is not None and (is_cpu or not op.constant)]
         self.operations, self.moved = sum(w.operations for w in done), sum(w.nbytes for w in done)
         self.uncounted = dict(Counter(op.title for op, w in counted if w is None))
-        self.activations = peak_bytes(graph, inner, [k.ops for k in self.fused], folded=not is_cpu)
+        kernels = [k.ops for k in self.fused]
+        self.activations = grown_bytes(graph) if is_cpu else peak_bytes(graph, inner, kernels)
         own = [op for op in graph.ops if op.kind == "SvdqLinear" and op.known]
         self.workspace = max((quantised_bytes(op) for op in own), default=0)
 

@@ -71,12 +71,12 @@ def test_what_stays_inside_a_kernel_takes_no_memory() -> None:
     assert peak_bytes(Graph(ops, (a,), (c,), ()), {"b"}, [ops]) == 2 * ALIGNMENT
 
 
-def test_what_is_computed_of_weights_counts_only_where_it_is_not_folded() -> None:
+def test_what_is_computed_of_weights_is_a_weight() -> None:
     a, w, d = tensor("a", 1), tensor("w", 4, True), tensor("d", 8, True)
     y = tensor("y", 1)
     ops = (Op("1", "", "DequantizeLinear", {}, (w,), (d,)), Op("2", "", "MatMul", {}, (a, d), (y,)))
     graph = Graph(ops, (a,), (y,), (w,))
-    assert peak_bytes(graph) == 2 * ALIGNMENT and peak_bytes(graph, folded=False) == 10 * ALIGNMENT
+    assert peak_bytes(graph) == 2 * ALIGNMENT
 
 
 def test_sizes_are_rounded_to_what_allocators_give() -> None:
