@@ -284,10 +284,8 @@ def main() -> None:
             rows.append({"name": c.name, "predicted_ms": predicted, "cpu_ms": c.cpu_ms, "wall_ms": c.wall_ms})
             print(f"{c.name:46}{predicted:10.2f}{c.cpu_ms:10.2f}{c.wall_ms:10.2f}{off:+8.0%}")
         base = memory(empty(folder), folder)[0]
-        print(
-            title = "memory, MB, beside a session of one node"
-            print(f"\n{title:46}{'predicted':>10}{'peak':>10}{'opened':>10}{'off':>8}")
-        )
+        title = "memory, MB, beside a session of one node"
+        print(f"\n{title:46}{'predicted':>10}{'peak':>10}{'opened':>10}{'off':>8}")
         for c in (c for c in cases if c.graph is not None):
             assert c.graph is not None
             predicted = c.graph.weight_bytes + grown_bytes(c.graph)
