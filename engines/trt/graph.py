@@ -14,6 +14,10 @@ _FIXED = {"Shape": "int64", "Size": "int64", "NonZero": "int64", "ArgMax": "int6
 _BOOLEAN = {
     "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Not", "Xor", "IsInf", "IsNaN",
 }  # fmt: skip
+_REDUCTIONS = {
+    "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd",
+    "ReduceSumSquare",
+}  # fmt: skip
 _SECOND = {"Where"}  # the first input is a condition
 
 
@@ -21,13 +25,14 @@ _SECOND = {"Where"}  # the first input is a condition
 class Graph:
     """`plugins`: names of the 4-bit nodes. `order`: names of all nodes, as they run. `float32`: those that take or
     give a float32 tensor (Cast among them), `float32_results`: those that give one. `float32_values`: names of float32
-    tensors."""
+    tensors. `axes_as_inputs`: reductions that are told their axes by an input, as they are from opset 18 on."""
 
     plugins: tuple[str, ...]
     order: tuple[str, ...]
     float32: frozenset[str]
     float32_results: frozenset[str]
     float32_values: frozenset[str]
+    axes_as_inputs: tuple[str, ...] = ()
 
     def between(self, first: str, last: str) -> tuple[str, ...]:
         """The nodes from `first` to `last`, both included, in the order in which they run; () where one is unknown."""
@@ -52,6 +57,7 @@ def read(model: Path) -> Graph:
         frozenset(name for name, n in named if wide & {*n.input, *n.output}),
         frozenset(name for name, n in named if wide & set(n.output)),
         wide,
+        tuple(name for name, n in named if n.op_type in _REDUCTIONS and len(n.input) > 1 and n.input[1]),
     )
 
 

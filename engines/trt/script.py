@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from artifact.errors import UserError
 from artifact.files import written_whole
 from artifact.manifest import Artifact
 from engines.targets import Target
@@ -57,12 +58,12 @@ def _component(artifact: Artifact, job: Job) -> list[str]:
     fourbit = len(graph.read(job.model).plugins)
     lines = [f"start {shlex.quote(job.component)} {fourbit}", 'if [ -n "$wanted" ]; then', "  case $major in"]
     for major, version in MAJORS.items():
-        if major < 10 and job.weight_streaming:
-            lines.append(f"    {major}) fail 'TensorRT 8.6 has no weight streaming: build without it.' ;;")
+        try:
+            words = _arguments(artifact, replace(job, version=version))
+        except UserError as e:  # what this version cannot do
+            lines.append(f"    {major}) fail {shlex.quote(str(e))} ;;")
             continue
-        lines.append(f"    {major}) arguments=(")
-        lines += [f"      {_quoted(word)}" for word in _arguments(artifact, replace(job, version=version))]
-        lines.append("    ) ;;")
+        lines += [f"    {major}) arguments=(", *(f"      {_quoted(word)}" for word in words), "    ) ;;"]
     fields = {
         "format": plan.FORMAT, "component": job.component, "preset": job.preset, "sm": str(job.sm),
         "onnx_sha256": plan.graph_sha256(job.model), "source_sha256": artifact.manifest["source"]["sha256"],

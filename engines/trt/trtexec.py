@@ -90,6 +90,7 @@ def check_version(found: Version) -> None:
 def build_arguments(job: Job, files: Files) -> list[str]:
     """What follows trtexec in the command that builds `job`. Raises UserError for what that version cannot do."""
     check_version(job.version)
+    _refuse_misread(job)
     words = [f"--onnx={files.model}", f"--saveEngine={files.plan}", *typing_flags(job), *shape_flags(job.profile)]
     if files.plugin:
         words.append(f"--dynamicPlugins={files.plugin}")
@@ -117,6 +118,18 @@ def typing_flags(job: Job) -> list[str]:
         return ["--fp16"]
     kept = ",".join(f"{name}:fp32" for name in wide)
     return ["--fp16", "--precisionConstraints=prefer", f"--layerPrecisions={kept}", f"--layerOutputTypes={kept}"]
+
+
+def _refuse_misread(job: Job) -> None:
+    """TensorRT 8.6's parser looks for a reduction's axes among the attributes only, and without them reduces all
+    (onnx-tensorrt, builtin_op_importers.cpp at 8.6-GA): an engine that is silently wrong."""
+    if job.version.major >= 10:
+        return
+    if lost := graph.read(job.model).axes_as_inputs:
+        raise UserError(
+            f"TensorRT {job.version.short} misreads {len(lost)} nodes of {job.component}, the first is {lost[0]!r} (a "
+            "reduction with its axes as an input): use TensorRT 10.3 or later, which JetPack 6.1 brings."
+        )
 
 
 def shape_flags(profile: Profile) -> list[str]:

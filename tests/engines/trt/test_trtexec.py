@@ -8,7 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from artifact.errors import UserError
 from artifact.manifest import Artifact
@@ -78,6 +81,22 @@ def test_types_are_kept_by_each_version_s_own_means(job: Job) -> None:
     assert trtexec.typing_flags(replace(job, version=Version(8, 6, 1))) == [
         "--fp16", "--precisionConstraints=prefer", f"--layerPrecisions={kept}", f"--layerOutputTypes={kept}",
     ]  # fmt: skip
+
+
+def test_a_graph_that_tensorrt_8_would_misread_is_refused_for_it(job: Job, tmp_path: Path) -> None:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT16, [2, 3])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT16, [2, 1])
+    axes = numpy_helper.from_array(np.array([1]), "axes")
+    nodes = [helper.make_node("ReduceMean", ["x", "axes"], ["y"], "mean")]
+    path = tmp_path / "mean.onnx"
+    onnx.save(helper.make_model(helper.make_graph(nodes, "g", [x], [y], [axes])), str(path))
+    mean = replace(job, model=path, profile={}, version=Version(8, 6, 1))
+    with pytest.raises(UserError, match="TensorRT 8.6 misreads 1 nodes of transformer, the first is 'mean'"):
+        trtexec.build_arguments(mean, FILES)
+    assert trtexec.build_arguments(replace(mean, version=Version(10, 3)), FILES)
+    nodes[0] = helper.make_node("ReduceMean", ["x"], ["y"], "mean", axes=[1])
+    onnx.save(helper.make_model(helper.make_graph(nodes, "g", [x], [y])), str(path))
+    assert trtexec.build_arguments(mean, FILES)
 
 
 def test_the_library_is_loaded_dynamically_and_only_where_there_are_four_bit_layers(job: Job) -> None:
