@@ -13,6 +13,7 @@ from passes.activation import AbsorbActivation
 from passes.branch import LowRankBranch
 from passes.clean import clean
 from passes.concat import SplitConcatInputs
+from passes.conv1x1 import Conv1x1ToLinear
 from passes.fuse import FuseSvdqLinear
 from passes.layers import Layer
 from passes.lower import LowerToPlugin
@@ -31,6 +32,7 @@ def layered(policy: Policy) -> Sequential:
     """What defines the layers: all quantising presets begin so, and calibration and the solver go by it."""
     return Sequential(
         *clean(),
+        Conv1x1ToLinear(policy),  # SANA's feed-forwards
         MergeAttentionSiblings(policy),  # q, k, v of one attention that read one tensor become one linear
         SplitConcatInputs(policy),  # proj_out of concat(attention, gelu) = sum of two linears
     )

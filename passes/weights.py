@@ -38,7 +38,10 @@ class LayerLoader:
 
     def __call__(self) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
         layer = self.layer
-        weight = np.concatenate([_array(self.refs[name]) for name in layer.weights])
+        parts = [_array(self.refs[name]) for name in layer.weights]
+        weight = np.concatenate(
+            [part.reshape(len(part), -1) for part in parts]
+        )  # a 1 x 1 convolution has two more axes
         bias = self._bias()
         samples = None
         if self.samples_key is not None:
