@@ -16,6 +16,7 @@ from engines.targets import Target
 from engines.trt.versions import Version
 from plugins import library
 from plugins.architectures import TARGETS, for_capability
+from plugins.errors import PluginError
 
 DIRECTORY = "plugin"
 
@@ -41,20 +42,28 @@ def provide(
 ) -> Path:
     """The library in the artifact for `target`: a copy of `given`, else one that is found in the cache or built.
 
-    Raises UserError where `given` does not exist, PluginError where one cannot be built here.
+    Where none can be built, the one that the artifact brought is kept: a device need not have compilers. Raises
+    UserError where `given` does not exist, PluginError where none can be built and none was there.
     """
-    assert target.sm is not None and target.compute_capability is not None
+    assert target.sm is not None
     kept = path_in(artifact, target.sm, version)
-    if given is None:
-        row = TARGETS[target.name]
-        built = library.find_or_build(
-            version.shell, row.machine, [for_capability(target.compute_capability)], say=say
-        )  # fmt: skip
-        given = built.path
-    elif not given.is_file():
-        raise UserError(f"There is no plugin library {given}: build one with `python -m plugins.build`.")
-    if not kept.is_file() or sha256(kept) != sha256(given):
+    try:
+        source = given or _built(target, version, say)
+    except PluginError as e:
+        if not kept.is_file():
+            raise
+        say(f"the plugin's library {kept} is used as it came: none can be built here ({str(e).rstrip('.')})")
+        return kept
+    if not source.is_file():
+        raise UserError(f"There is no plugin library {source}: build one with `python -m plugins.build`.")
+    if not kept.is_file() or sha256(kept) != sha256(source):
         with written_whole(kept) as partial:
-            shutil.copyfile(given, partial)
+            shutil.copyfile(source, partial)
             partial.chmod(0o755)
     return kept
+
+
+def _built(target: Target, version: Version, say: Callable[[str], None]) -> Path:
+    assert target.compute_capability is not None
+    row, architecture = TARGETS[target.name], for_capability(target.compute_capability)
+    return library.find_or_build(version.shell, row.machine, [architecture], say=say).path

@@ -149,6 +149,8 @@ def build(job: Job, output: Path, say: Say, tool: Path | None = None) -> str:
     """
     tool = tool or require()
     layers, cache = output.with_name(output.name + ".layers.partial"), output.with_name(output.name + ".cache.partial")
+    whole = job.cache.path.with_name(f"{job.component}.{job.preset}.log")
+    whole.unlink(missing_ok=True)
     kept = job.cache.read(say)
     try:
         if kept:
@@ -162,9 +164,10 @@ def build(job: Job, output: Path, say: Say, tool: Path | None = None) -> str:
             cache.unlink(missing_ok=True)
             code, log = run(command)
         if code or not output.is_file():
+            whole.write_text(log, encoding="utf-8")
             raise UserError(
                 f"trtexec {job.version} built no engine for {job.component} of {job.preset} ({failure(code, log)}): "
-                f"see engines/build-{job.preset}.sh for the command, and run it for the whole log."
+                f"its whole log is {whole}."
             )
         if cache.is_file():
             job.cache.write(cache.read_bytes(), say)

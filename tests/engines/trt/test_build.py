@@ -21,6 +21,7 @@ from engines.trt import plan
 from engines.trt.build import Built, build_engines
 from engines.trt.job import Options
 from engines.trt.versions import Version
+from plugins.errors import PluginError
 from tests.engines.trt.conftest import PYTHON_VERSIONS, VERSIONS
 from tests.engines.trt.small import PRESET
 
@@ -191,7 +192,9 @@ def test_trtexec_s_failure_is_one_sentence_and_leaves_nothing(
     with pytest.raises(UserError, match=sentence) as raised:
         build(artifact, library)
     assert "\n" not in str(raised.value)
-    assert files(artifact) == {f"build-{PRESET}.sh"}
+    assert files(artifact) == {f"build-{PRESET}.sh", f"text_encoder.{PRESET}.log"}
+    log = artifact.root / f"engines/text_encoder.{PRESET}.log"
+    assert str(log) in str(raised.value) and "RUNNING TensorRT.trtexec" in log.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -330,6 +333,38 @@ def test_on_another_gpu_or_without_tensorrt_it_says_so(
     with_module("10.3.0").__version__ = "8.6.1"
     (sentence,) = build(artifact, library).skipped
     assert "the Python package tensorrt is 8.6.1" in sentence
+
+
+def test_a_device_without_compilers_uses_the_library_that_came_along(
+    artifact: Artifact, library: Path, with_tool: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*words: object, **more: object) -> None:
+        raise PluginError("Building the plugin needs CMake.")
+
+    monkeypatch.setattr("plugins.library.find_or_build", fails)
+    with_tool("10.3.0")
+    with pytest.raises(PluginError, match="needs CMake"):
+        build(artifact, None)
+    (artifact.root / "plugin/sm87").mkdir(parents=True)
+    (artifact.root / "plugin/sm87/libsvdq_plugin.so").write_bytes(library.read_bytes())
+    said: list[str] = []
+    assert len(build(artifact, None, say=said.append).plans) == 3
+    assert any("used as it came: none can be built here (Building the plugin needs CMake)" in s for s in said)
+
+
+def test_without_a_library_the_script_is_written_and_its_absence_said(
+    artifact: Artifact, bare: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*words: object, **more: object) -> None:
+        raise PluginError("The C++ compiler aarch64-linux-gnu-g++ for aarch64 is missing.")
+
+    monkeypatch.setattr("plugins.library.find_or_build", fails)
+    built = build(artifact, None)
+    assert built.script.is_file() and len(built.skipped) == 2
+    assert (
+        "aarch64 is missing); put one into plugin/sm87 with `python -m plugins.build --target agx-orin`"
+        in (built.skipped[1])
+    )
 
 
 @pytest.mark.parametrize(
