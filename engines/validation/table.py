@@ -36,7 +36,7 @@ def _latencies(timed: Mapping[str, Any]) -> Any:
 
     table = Table(title="Latency in ms", title_justify="left")
     table.add_column("")
-    for name in ("per image", "p50", "p90", "p99", "95 % interval"):
+    for name in ("calls", "p50", "p90", "p99", "95 % interval"):
         table.add_column(name, justify="right")
     rows = {"image": timed["image"], "step": timed["step"], **timed["components"]}
     rows |= {f"{name} (trtexec)": t for name, t in timed["trtexec"].items()}
@@ -114,4 +114,6 @@ def _regression(found: Mapping[str, Any] | None) -> list[str]:
     changed = [f["line"] for f in found["figures"] if f["verdict"] != "same"]
     image = next((f for f in found["figures"] if f["name"] == "image"), None)
     ratio = "" if image is None or image["ratio"] is None else f" (image × {image['ratio']:.3f})"
-    return [f"history: {line}" for line in changed] or [f"history: as the run of {found['date']}{ratio}"]
+    return [f"history: {line}" for line in changed] or [
+        f"history: no certain change since the run of {found['date']}{ratio}"
+    ]
