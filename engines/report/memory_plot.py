@@ -72,4 +72,5 @@ def _name_marks(axes: Any, marks: list[list[Any]], seconds: float, top: float) -
         level = (level + 1) % 5 if t - last < NEAR * seconds * 4 else 0
         last = t
         sign = {"load": "+", "free": "−"}[verb]
-        axes.text(t, top * (1.12 + 0.15 * level), f"{sign} {name}", fontsize=7, color="#4a5361", va="bottom")
+        side = "right" if t > 0.85 * seconds else "left"
+        axes.text(t, top * (1.12 + 0.15 * level), f"{sign} {name}", fontsize=7, color="#4a5361", va="bottom", ha=side)
