@@ -17,12 +17,15 @@ from artifact.errors import UserError
 from artifact.files import write_json
 from artifact.manifest import Artifact
 from engines import machine
+from engines.memory import Probe, Recorder
 from engines.shapes import graph_inputs
 from engines.trt import layers, plan, plugin, trtexec
+from engines.trt import machine as device
 from engines.trt.plan import Plan
 from engines.trt.versions import Version
 
 RESULT = "report/benchmark.json"
+PERIOD_S = 0.02  # between two looks at the device's free memory
 SLOWEST = 5  # layers shown of each engine; the JSON has them all
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -56,7 +59,9 @@ def benchmark(
     """Run trtexec on every engine of `preset` (or that of `component`) and write and return what it says.
 
     {"machine", "trtexec", "preset", "seconds", "engines": {component: {"compute_ms", "latency_ms" (p50, p90, p99,
-    mean), "runs", "throughput_qps", "bytes", "layers", "plugin_layers", "profile" (slowest first), "warnings"}}}.
+    mean), "runs", "throughput_qps", "bytes", "peak_memory" {"bytes", "of"} or None, "layers", "plugin_layers",
+    "profile" (slowest first), "warnings"}}}. trtexec says nothing of its peak memory: it is what the device lost
+    while it ran, so that other processes count, too.
     Raises UserError for an engine that is missing, of another machine, or that trtexec does not run.
     """
     version = trtexec.version(tool)
@@ -89,7 +94,8 @@ def _time(
         root = Path(directory)
         out = trtexec.Files(str(root / "profile"), str(root / "times"), str(root / "layers"))
         words = trtexec.benchmark_arguments(version, built.path, library, shapes, out, seconds, weight_budget)
-        code, log = trtexec.run([str(tool), *words])
+        with _Watched() as watched:
+            code, log = trtexec.run([str(tool), *words])
         if code:
             raise UserError(f"trtexec {version} does not run {built.path.name} ({trtexec.failure(code, log)}).")
         times, slow, information = (_text(Path(p), version) for p in (out.plan, out.model, out.layers))
@@ -101,11 +107,39 @@ def _time(
         "runs": len(measured["compute_ms"]),
         "throughput_qps": summary.get("throughput_qps"),
         "bytes": metadata["bytes"],
+        "peak_memory": watched.peak,
         "layers": len(listed),
         "plugin_layers": sum(layer.is_plugin for layer in listed),
         "profile": trtexec.read_profile(slow),
         "warnings": summary["warnings"],
     }
+
+
+class _Watched:
+    """The most that the device lost of its free memory within the block: `peak`, None where nobody tells."""
+
+    def __init__(self) -> None:
+        before = device.free_bytes()
+        self.peak: dict[str, Any] | None = None
+        self._recorder = None
+        if before is not None:
+            name, free = before
+
+            def lost() -> int:
+                now = device.free_bytes()
+                return max(0, free - now[1]) if now else 0
+
+            self._recorder = Recorder(Probe(name, lost), PERIOD_S)
+
+    def __enter__(self) -> _Watched:
+        if self._recorder:
+            self._recorder.__enter__()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if self._recorder:
+            self._recorder.__exit__(*raised)
+            self.peak = {"bytes": self._recorder.peak_bytes, "of": self._recorder.probe.name}
 
 
 def _text(path: Path, version: Version) -> str:
@@ -120,11 +154,12 @@ def show(results: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("engine", "p50 ms", "p90 ms", "p99 ms", "runs", "MiB", "layers", "in the plugin")
+    table = Table("engine", "p50 ms", "p90 ms", "p99 ms", "runs", "MiB", "peak MiB", "layers", "in the plugin")
     for name, row in results["engines"].items():
         times = (f"{row['compute_ms'][p]:.3f}" for p in ("p50", "p90", "p99"))
         size = f"{row['bytes'] / 2**20:.1f}"
-        table.add_row(name, *times, str(row["runs"]), size, str(row["layers"]), str(row["plugin_layers"]))
+        peak = f"{row['peak_memory']['bytes'] / 2**20:.0f}" if row["peak_memory"] else "–"
+        table.add_row(name, *times, str(row["runs"]), size, peak, str(row["layers"]), str(row["plugin_layers"]))
     console = Console()
     console.print(table)
     for name, row in results["engines"].items():

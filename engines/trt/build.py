@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from artifact.errors import UserError, nearest
@@ -144,8 +144,6 @@ def _with_plugin(
     say: Say,
 ) -> list[Job]:  # fmt: skip
     """The jobs with the plugin's library, where they have 4-bit layers. Without one nothing is built."""
-    from dataclasses import replace
-
     needing = [bool(graph.read(job.model).plugins) for job in jobs]
     if not any(needing):
         return jobs

@@ -2,7 +2,35 @@
 
 from __future__ import annotations
 
+import ctypes
+from pathlib import Path
+
+from engines import memory
 from plugins.errors import PluginError
+
+
+class _MemoryInfo(ctypes.Structure):
+    """nvmlMemory_t."""
+
+    _fields_ = [(name, ctypes.c_ulonglong) for name in ("total", "free", "used")]
+
+
+def free_bytes(root: Path = Path("/"), library: str = "libnvidia-ml.so.1") -> tuple[str, int] | None:
+    """What is free for any process on the first GPU, and who says so; None where nobody does.
+
+    On a Jetson, whose GPU shares the system's memory and has no NVML for it, MemAvailable; else NVML.
+    """
+    if (root / "etc/nv_tegra_release").exists():
+        return "MemAvailable", memory.available_bytes(root)
+    try:
+        nvml, device, info = ctypes.CDLL(library), ctypes.c_void_p(), _MemoryInfo()
+        if nvml.nvmlInit_v2() or nvml.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(device)):
+            return None
+        failed = nvml.nvmlDeviceGetMemoryInfo(device, ctypes.byref(info))
+        nvml.nvmlShutdown()
+        return None if failed else ("NVML", int(info.free))
+    except (OSError, AttributeError):
+        return None
 
 
 def sm() -> int | None:

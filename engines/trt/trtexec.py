@@ -274,12 +274,10 @@ def read_summary(log: str) -> dict[str, Any]:
     for key, pattern in (
         ("throughput_qps", r"\[I\] Throughput: ([\d.e+-]+) qps"),
         ("engine_mib", r"Created engine with size: ([\d.e+-]+) MiB"),
-        ("weights_mib", r"Total Weights Memory: (\d+) bytes"),
-        ("activations_mib", r"Total Activation Memory: (\d+) bytes"),
     ):
         value = re.search(pattern, log)
         if value:
-            found[key] = float(value[1]) / (2**20 if "bytes" in pattern else 1)
+            found[key] = float(value[1])
     return found
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,8 @@ import pytest
 from artifact.errors import UserError
 from artifact.manifest import Artifact
 from engines import targets
-from engines.benchmark import RESULT, app, benchmark
-from engines.trt import trtexec
+from engines.benchmark import PERIOD_S, RESULT, app, benchmark, show
+from engines.trt import machine, trtexec
 from engines.trt.build import build_engines
 from engines.trt.job import Options
 from tests.engines.trt.small import PRESET
@@ -61,6 +64,51 @@ def test_it_runs_what_the_engine_was_tuned_for_with_its_library(
     seen.clear()
     benchmark(artifact, PRESET, tool, "vae_decoder", 1)
     assert not any("dynamicPlugins" in word for word in seen[0])
+
+
+def test_peak_memory_is_what_the_device_lost_meanwhile(
+    artifact: Artifact, library: Path, with_tool: Put, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    tool = with_tool("10.3.0")
+    built(artifact, library)
+    free = [1000 * 2**20]
+    monkeypatch.setattr(machine, "free_bytes", lambda: ("NVML", free[0]))
+    here = trtexec.run
+
+    def takes(words: Any, timeout: float | None = None) -> tuple[int, str]:
+        free[0] -= 300 * 2**20
+        time.sleep(10 * PERIOD_S)
+        free[0] += 200 * 2**20
+        return here(words)
+
+    monkeypatch.setattr(trtexec, "run", takes)
+    results = benchmark(artifact, PRESET, tool, "transformer", 1)
+    assert results["engines"]["transformer"]["peak_memory"] == {"bytes": 300 * 2**20, "of": "NVML"}
+    show(results)
+    assert " 300 " in capsys.readouterr().out
+    monkeypatch.setattr(machine, "free_bytes", lambda: None)
+    assert benchmark(artifact, PRESET, tool, "transformer", 1)["engines"]["transformer"]["peak_memory"] is None
+
+
+NVML = """
+int nvmlInit_v2(void) { return 0; }
+int nvmlShutdown(void) { return 0; }
+int nvmlDeviceGetHandleByIndex_v2(unsigned i, void** device) { return i != 0; }
+int nvmlDeviceGetMemoryInfo(void* device, unsigned long long* info) { info[0] = 9; info[1] = 7; info[2] = 2; return 0; }
+"""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+def test_free_memory_is_nvml_s_and_on_a_jetson_the_system_s(tmp_path: Path) -> None:
+    command = ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(tmp_path / "libnvml.so")]
+    subprocess.run(command, input=NVML, text=True, check=True)
+    assert machine.free_bytes(tmp_path, str(tmp_path / "libnvml.so")) == ("NVML", 7)
+    assert machine.free_bytes(tmp_path, str(tmp_path / "none.so")) is None
+    for file, text in (("etc/nv_tegra_release", "# R36"), ("proc/meminfo", "MemAvailable:    2048 kB\n")):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(text, encoding="utf-8")
+    assert machine.free_bytes(tmp_path) == ("MemAvailable", 2048 * 1024)
 
 
 def test_what_cannot_be_timed_is_one_sentence(
