@@ -5,6 +5,7 @@ The noise comes from numpy, not from torch, so that a device without torch start
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -70,7 +71,14 @@ def sample(
             progress(step + 1, generation["num_inference_steps"], "denoising")
         return {}
 
+    def after_step_alone(step: int, timestep: Any, latents: Any) -> None:
+        after_step(None, step, timestep, {"latents": latents})
+
     call = dict(generation)
+    if "callback_on_step_end" in inspect.signature(pipe.__call__).parameters:
+        call["callback_on_step_end"] = after_step
+    else:  # PixArt's pipeline has only diffusers' older way
+        call["callback"] = after_step_alone
     if isinstance(call.get("negative_prompt"), str):
         call["negative_prompt"] = [call["negative_prompt"]] * len(prompts)
     pipe.set_progress_bar_config(disable=True)
@@ -79,7 +87,6 @@ def sample(
             list(prompts),
             latents=torch.from_numpy(noise),
             output_type="np",
-            callback_on_step_end=after_step,
             **call,
         ).images
     return Sampled((np.asarray(images) * 255).round().astype(np.uint8), np.stack(kept, axis=1))

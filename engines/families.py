@@ -14,16 +14,21 @@ class Family:
     """`denoiser`: class name of the denoiser; `packed`: its latents are FLUX's 2 x 2 patches in a sequence.
 
     `joined_guidance`: the pipeline computes both halves of classifier-free guidance in one call of twice the batch.
+    `both_texts`: its text is CLIP's tokens followed by T5's, where others read those of one encoder.
     """
 
     denoiser: str
     packed: bool
     joined_guidance: bool
+    both_texts: bool = False
 
 
 FAMILIES = (
     Family("FluxTransformer2DModel", packed=True, joined_guidance=False),
     Family("UNet2DConditionModel", packed=False, joined_guidance=True),
+    Family("SD3Transformer2DModel", packed=False, joined_guidance=True, both_texts=True),
+    Family("PixArtTransformer2DModel", packed=False, joined_guidance=True),
+    Family("SanaTransformer2DModel", packed=False, joined_guidance=True),
 )
 
 
@@ -33,13 +38,14 @@ class Layout:
 
     `latents`: layout of the initial noise; `multiple`: height and width in pixels must be multiples of it;
     `guidance`: the pipeline's keyword for the classifier-free (or, where distilled, embedded) guidance scale;
-    `joined_guidance` as in Family.
+    `joined_guidance`, `both_texts` as in Family.
     """
 
     latents: LatentRule
     multiple: int
     guidance: str
     joined_guidance: bool
+    both_texts: bool = False
 
 
 def layout(components: dict[str, Any]) -> Layout:
@@ -51,10 +57,12 @@ def layout(components: dict[str, Any]) -> Layout:
         known = ", ".join(f.denoiser for f in FAMILIES)
         raise UserError(f"The artifact's denoiser is a {denoiser['class']}, this version runs {known}: update it.")
     config = denoiser["config"]
-    scale = 2 ** (len(vae["config"]["block_out_channels"]) - 1)
+    blocks = vae["config"].get("block_out_channels") or vae["config"]["encoder_block_out_channels"]  # AutoencoderDC
+    scale = 2 ** (len(blocks) - 1)
     if family.packed:
         guidance = "guidance_scale" if config.get("guidance_embeds") else "true_cfg_scale"
         return Layout(LatentRule(config["in_channels"] // 4, scale, True), 2 * scale, guidance, family.joined_guidance)
-    halvings = len(config["block_out_channels"]) - 1  # a UNet's skip connections must meet at every level
     rule = LatentRule(config["in_channels"], scale, False)
-    return Layout(rule, scale * 2**halvings, "guidance_scale", family.joined_guidance)
+    # A transformer's patches; or a UNet's skip connections, which must meet at every level.
+    cells = config["patch_size"] if "patch_size" in config else 2 ** (len(config["block_out_channels"]) - 1)
+    return Layout(rule, scale * cells, "guidance_scale", family.joined_guidance, family.both_texts)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import transformers
 from diffusers.configuration_utils import FrozenDict
-from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
+from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution, EncoderOutput
 from diffusers.models.modeling_outputs import AutoencoderKLOutput, Transformer2DModelOutput
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPTextModelOutput
@@ -81,7 +81,7 @@ class Denoiser(EngineModule):
 
 
 class TextEncoder(EngineModule):
-    """CLIP's text model (with or without projection) or T5's encoder: token ids int64 [B, L] to embeddings."""
+    """CLIP's text model (with or without projection), T5's encoder or Gemma-2: token ids int64 [B, L] to embeddings."""
 
     def __init__(self, config: dict[str, Any], class_name: str, session: Runner) -> None:
         super().__init__(getattr(transformers, class_name).config_class.from_dict(config))
@@ -129,7 +129,7 @@ class HiddenStates:
 
 
 class Vae(EngineModule):
-    """An AutoencoderKL of two graphs; `encoder` is None where the artifact holds no image-to-image."""
+    """An autoencoder of two graphs; `encoder` is None where the artifact holds no image-to-image."""
 
     def __init__(self, config: dict[str, Any], class_name: str, decoder: Runner, encoder: Runner | None) -> None:
         super().__init__(with_defaults(getattr(diffusers, class_name), config))
@@ -141,9 +141,12 @@ class Vae(EngineModule):
         return DecoderOutput(sample=image) if return_dict else (image,)
 
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> Any:
-        """Images [B, 3, H, W] in -1..1 to the distribution of their latents."""
+        """Images [B, 3, H, W] in -1..1 to the distribution of their latents (AutoencoderDC: to the latents)."""
         if self.encoder_session is None:
             raise UserError("The artifact holds no vae_encoder: build it again with image-to-image, or give no image.")
+        if "latent" in self.encoder_session.outputs:
+            latent = _only_output(self.encoder_session, x)
+            return EncoderOutput(latent=latent) if return_dict else (latent,)
         posterior = DiagonalGaussianDistribution(_only_output(self.encoder_session, x))
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 

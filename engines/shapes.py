@@ -74,18 +74,19 @@ def axis_sizes(artifact: Artifact, component: str, images: int, height: int, wid
 def text_tokens(artifact: Artifact, component: str) -> int:
     """Tokens of a padded prompt as this component sees them; 0 for the VAE.
 
-    CLIP's length is fixed by its position table. T5's, and that of a denoiser that reads T5, is the pipeline's
-    `max_sequence_length`.
+    CLIP's length is fixed by its position table. That of T5 and Gemma-2, and of a denoiser that reads them, is the
+    pipeline's `max_sequence_length`; SD3's denoiser reads CLIP's before them.
     """
     components = artifact.manifest["components"]
     row = components[component]
     if row["role"] == "denoiser":
         asked = artifact.manifest["generation"].get("max_sequence_length")
         encoders = artifact.component("text_encoder")
-        return int(asked) if asked else text_tokens(artifact, encoders[0])
+        first = text_tokens(artifact, encoders[0]) if not asked or layout(components).both_texts else 0
+        return first + int(asked or 0)
     if row["role"] != "text_encoder":
         return 0
-    fixed = row["config"].get("max_position_embeddings")
+    fixed = row["config"].get("max_position_embeddings") if row["class"].startswith("CLIP") else None
     return int(fixed or artifact.manifest["generation"]["max_sequence_length"])
 
 

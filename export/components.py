@@ -10,7 +10,7 @@ import torch
 from artifact.errors import UserError, nearest
 from artifact.sampling import LatentRule
 from export.families import MODULES, ROWS, pipeline_row
-from export.families.row import Row
+from export.families.row import MASKED, Row
 from export.source import Source
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
@@ -48,14 +48,15 @@ def components(source: Source) -> list[Component]:
 
     Raises UserError for a pipeline or a module class that is not supported, naming those that are.
     """
-    upcast = pipeline_row(source.pipeline).float32(source.config)
+    pipeline = pipeline_row(source.pipeline)
+    upcast = pipeline.float32(source.config)
     found = []
     for module, cls in source.modules.items():
         if module.rstrip("_23") in _NOT_GRAPHS:
             continue
         if cls not in MODULES:
             raise UserError(f"{source.name}'s {module} is a {cls}, which is not supported; {nearest(cls, known())}")
-        config = source.config(module)
+        config = source.config(module) | ({MASKED: True} if module in pipeline.masked else {})
         for row in MODULES[cls]:
             reason = row.refuse(config)
             if reason:

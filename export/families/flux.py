@@ -94,9 +94,8 @@ def _adapt(module: Any) -> None:
 
 
 def _latents(config_of: Any) -> LatentRule:
-    return LatentRule(
-        config_of("transformer")["in_channels"] // 4, 2 ** (len(config_of("vae")["block_out_channels"]) - 1), True
-    )
+    scale = 2 ** (len(config_of("vae")["block_out_channels"]) - 1)
+    return LatentRule(config_of("transformer")["in_channels"] // 4, scale, True)
 
 
 def _generation(config_of: Any) -> dict[str, Any]:

@@ -79,12 +79,23 @@ class PipelineRow:
     `latents(config_of)`: its LatentRule; `generation(config_of)`: call arguments where the model ships none.
     `config_of(module)` reads a module's config.
     `float32(config_of)`: modules whose graphs stay float32 whatever was asked for.
+    `masked`: text encoders that it calls with a mask of the padding; the others attend to it, as they were trained.
     """
 
     cls: str
     latents: Callable[[Callable[[str], Config]], LatentRule]
     generation: Callable[[Callable[[str], Config]], dict[str, Any]]
     float32: Callable[[Callable[[str], Config]], tuple[str, ...]] = lambda config_of: ()
+    masked: tuple[str, ...] = ()
+
+
+MASKED = "attention_mask_input"  # set in the config of a module that its pipeline calls with a mask
+
+
+def text_mask(shapes: Shapes) -> torch.Tensor:
+    """int64 [batch, sequence]: 1 for tokens of the text, 0 for the padding behind, of another length in every row."""
+    lengths = shapes.sequence - torch.arange(shapes.batch) % 3 * (shapes.sequence // 4)
+    return (torch.arange(shapes.sequence)[None] < lengths[:, None]).long()
 
 
 def random(*shape: int, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""T5's encoder (arXiv 1910.10683), called as FLUX does: padding is attended to, no mask."""
+"""T5's encoder (arXiv 1910.10683): FLUX and SD3 let it attend to padding, PixArt gives a mask."""
 
 from __future__ import annotations
 
@@ -7,15 +7,28 @@ from typing import Any
 import torch
 import transformers
 
-from export.families.row import Config, Row, Shapes
+from export.families.row import MASKED, Config, Row, Shapes, text_mask
 
 
 def _call(self: Any, input_ids: torch.Tensor) -> torch.Tensor:
     return type(self).forward(self, input_ids=input_ids).last_hidden_state
 
 
+def _call_masked(self: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    torch._check(attention_mask.shape[0] == input_ids.shape[0])
+    torch._check(attention_mask.shape[1] == input_ids.shape[1])
+    return type(self).forward(self, input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+
+
 def _inputs(config: Config, shapes: Shapes, dtype: torch.dtype, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    return {"input_ids": torch.randint(0, config["vocab_size"], (shapes.batch, shapes.sequence), generator=generator)}
+    ids = torch.randint(0, config["vocab_size"], (shapes.batch, shapes.sequence), generator=generator)
+    return {"input_ids": ids} | ({"attention_mask": text_mask(shapes)} if config.get(MASKED) else {})
+
+
+def _axes(config: Config) -> dict[str, tuple[str | None, ...]]:
+    axes: dict[str, tuple[str | None, ...]] = {"input_ids": ("batch", "sequence")}
+    mask = {"attention_mask": ("batch", "sequence")} if config.get(MASKED) else {}
+    return axes | mask | {"last_hidden_state": ("batch", "sequence", None)}
 
 
 def _build(config: Config) -> torch.nn.Module:
@@ -35,9 +48,9 @@ ROWS = (
         component="{module}",
         build=_build,
         load=transformers.T5EncoderModel.from_pretrained,
-        call=lambda config: _call,
+        call=lambda config: _call_masked if config.get(MASKED) else _call,
         inputs=_inputs,
-        axes=lambda config: {"input_ids": ("batch", "sequence"), "last_hidden_state": ("batch", "sequence", None)},
+        axes=_axes,
         outputs=("last_hidden_state",),
         file_names=_file_names,
         float32=("*.DenseReluDense.wo.weight",),  # float16 overflows there (transformers keeps it float32, too)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import torch
 
+from artifact import manifest
 from export.components import DTYPES, Component
+from export.graph import write_graph
 from export.source import Source
 from passes.layers import Layer, find_layers, quantised
 from passes.policy import Policy
@@ -61,3 +65,26 @@ def run(path: Path, component: Component, number: int, dtype: str) -> np.ndarray
 def relative(y: np.ndarray, reference: np.ndarray) -> float:
     """Norm of the difference over the norm of the reference."""
     return float(np.linalg.norm(y - reference) / np.linalg.norm(reference))
+
+
+def artifact_of(root: Path, source: Source, graphs: list[tuple[Component, ir.Model]]) -> Path:
+    """An artifact of one preset, "fp16", that holds the graphs as they were exported."""
+    described: dict[str, Any] = {}
+    for component, model in graphs:
+        write_graph(model, root / component.name / "fp16.onnx")
+        described[component.name] = {
+            "role": component.role, "module": component.module, "class": component.cls, "config": component.config,
+            "models": {"fp16": f"{component.name}/fp16.onnx"}, "inputs": [v.name for v in model.graph.inputs],
+            "outputs": [v.name for v in model.graph.outputs],
+        }  # fmt: skip
+    folders = {name: name for name in source.modules if name.startswith(("tokenizer", "scheduler"))}
+    for name in folders:
+        shutil.copytree(source.root / name, root / name)
+    content = {
+        "name": root.name, "pipeline": source.pipeline, "source": {"model": "tiny", "sha256": source.sha256},
+        "target": "cpu", "dtype": "float32", "versions": {}, "generation": source.generation, "presets": ["fp16"],
+        "components": described, "folders": folders, "exports": {}, "layers": {}, "references": {}, "skipped": [],
+    }  # fmt: skip
+    names = [str(p.relative_to(root)) for p in sorted(root.rglob("*")) if p.is_file()]
+    manifest.write(root, content | {"files": manifest.record(root, names)})
+    return root

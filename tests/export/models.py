@@ -46,6 +46,43 @@ SD3 = {  # the first block as in 3.5-medium, with a second attention; the last w
     "caption_projection_dim": 32, "pooled_projection_dim": 64, "in_channels": 4, "out_channels": 4,
     "pos_embed_max_size": 12, "qk_norm": "rms_norm", "dual_attention_layers": (0,),
 }  # fmt: skip
+PIXART = {
+    "num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 4, "out_channels": 8, "num_layers": 1,
+    "cross_attention_dim": 32, "sample_size": 16, "caption_channels": 32, "use_additional_conditions": False,
+}  # fmt: skip
+SANA = {
+    "in_channels": 4, "out_channels": 4, "num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 1,
+    "num_cross_attention_heads": 2, "cross_attention_head_dim": 16, "cross_attention_dim": 32, "caption_channels": 32,
+    "sample_size": 8,
+}  # fmt: skip
+GEMMA2 = {  # a window of attention shorter than a prompt would show; SANA's prompts are far shorter than Gemma's
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "head_dim": 16, "query_pre_attn_scalar": 16, "max_position_embeddings": 64,
+    "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0,
+}  # fmt: skip
+DC = {
+    "latent_channels": 4, "attention_head_dim": 8, "downsample_block_type": "pixel_unshuffle",
+    "upsample_block_type": "interpolate", "encoder_block_types": ("ResBlock", "EfficientViTBlock"),
+    "decoder_block_types": ("ResBlock", "EfficientViTBlock"), "encoder_block_out_channels": (16, 16),
+    "decoder_block_out_channels": (16, 16), "encoder_layers_per_block": (1, 1), "decoder_layers_per_block": (1, 1),
+    "encoder_qkv_multiscales": ((), (5,)), "decoder_qkv_multiscales": ((), (5,)),
+    "decoder_norm_types": "rms_norm", "decoder_act_fns": "silu", "scaling_factor": 0.4,
+}  # fmt: skip
+QWEN_IMAGE = {
+    "in_channels": 16, "out_channels": 4, "num_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2,
+    "joint_attention_dim": 32, "axes_dims_rope": (4, 6, 6),
+}  # fmt: skip
+QWEN_VL = {
+    "text_config": {
+        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 1,
+        "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
+    },
+    "vision_config": {
+        "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32,
+        "fullatt_block_indexes": [0],
+    },
+}  # fmt: skip
 
 GRAPHS = [  # (model, component): every kind of graph once
     *(("flux", name) for name in ("text_encoder", "text_encoder_2", "transformer", "vae_decoder", "vae_encoder")),
@@ -152,6 +189,64 @@ def stable_diffusion_3(root: Path) -> Path:
         "image_encoder": [None, None], "feature_extractor": [None, None],
     } | tokenizers)  # fmt: skip
     _generation(root, {"guidance_scale": 3.0, "negative_prompt": "", "max_sequence_length": 12})
+    return root
+
+
+def pixart(root: Path) -> Path:
+    """A PixArtSigmaPipeline directory."""
+    torch.manual_seed(5)
+    _save(root / "transformer", diffusers.PixArtTransformer2DModel(**PIXART))
+    _save(root / "text_encoder", transformers.T5EncoderModel(transformers.T5Config(**T5)))
+    _save(root / "vae", diffusers.AutoencoderKL(**VAE, latent_channels=4))
+    diffusers.DDIMScheduler(clip_sample=False).save_pretrained(root / "scheduler")
+    _tokenizer().save_pretrained(root / "tokenizer")
+    _index(root, "PixArtSigmaPipeline", {
+        "scheduler": ["diffusers", "DDIMScheduler"], "text_encoder": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+        "transformer": ["diffusers", "PixArtTransformer2DModel"], "vae": ["diffusers", "AutoencoderKL"],
+    })  # fmt: skip
+    _generation(root, {"guidance_scale": 3.0, "negative_prompt": "", "max_sequence_length": 12,
+                       "use_resolution_binning": False, "clean_caption": False})  # fmt: skip
+    return root
+
+
+def sana(root: Path) -> Path:
+    """A SanaPipeline directory."""
+    torch.manual_seed(6)
+    _save(root / "transformer", diffusers.SanaTransformer2DModel(**SANA))
+    _save(root / "text_encoder", transformers.Gemma2Model(transformers.Gemma2Config(**GEMMA2)))
+    _save(root / "vae", diffusers.AutoencoderDC(**DC))
+    diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(root / "scheduler")
+    _tokenizer().save_pretrained(root / "tokenizer")
+    _index(root, "SanaPipeline", {
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "Gemma2Model"], "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+        "transformer": ["diffusers", "SanaTransformer2DModel"], "vae": ["diffusers", "AutoencoderDC"],
+    })  # fmt: skip
+    _generation(root, {"guidance_scale": 3.0, "negative_prompt": "", "max_sequence_length": 12,
+                       "use_resolution_binning": False, "clean_caption": False})  # fmt: skip
+    return root
+
+
+def flux_fill(root: Path) -> Path:
+    """FLUX.1 Fill: the transformer also reads the picture's latents (as many) and its mask (64 = 8 x 8 pixels, x 4)."""
+    flux(root, in_channels=16 + 16 + 64, out_channels=16, guidance_embeds=True)
+    index = json.loads((root / "model_index.json").read_text())
+    (root / "model_index.json").write_text(json.dumps(index | {"_class_name": "FluxFillPipeline"}))
+    return root
+
+
+def qwen_image(root: Path) -> Path:
+    """Qwen-Image without its autoencoder and tokenizer."""
+    torch.manual_seed(7)
+    _save(root / "transformer", diffusers.QwenImageTransformer2DModel(**QWEN_IMAGE))
+    text = transformers.Qwen2_5_VLForConditionalGeneration(transformers.Qwen2_5_VLConfig(**QWEN_VL))
+    _save(root / "text_encoder", text)
+    _index(root, "QwenImagePipeline", {
+        "text_encoder": ["transformers", "Qwen2_5_VLForConditionalGeneration"],
+        "transformer": ["diffusers", "QwenImageTransformer2DModel"],
+    })  # fmt: skip
+    _generation(root, {})
     return root
 
 

@@ -3,32 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import diffusers
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
+import transformers
 
+import engines
+from artifact.errors import UserError
+from artifact.manifest import Artifact
+from artifact.sampling import initial_noise, sample
+from engines.shapes import input_shapes
 from export.check import check_against_torch
-from export.components import components
+from export.components import Component, components, latent_rule
 from export.fake_module import fake_module
+from export.families import MODULES, PIPELINES, pipeline_row
+from export.families.linear_attention import linear_attention
+from export.families.positions import float32_positions
 from export.graph import write_graph
 from export.graph_cache import prepared
-from export.source import open_source
+from export.pipeline import load_pipeline
+from export.source import Source, open_source
 from passes.policy import Policy
 from passes.presets import PRESETS, plugin_form
 from passes.verify_tensorrt import is_plugin, objection
 from passes.write import write_model
 from tests.export import models
-from tests.export.families import Graph, layers_of, policy_of, relative, run, solved_layers
+from tests.export.families import Graph, artifact_of, layers_of, policy_of, relative, run, solved_layers
 
 MODELS: dict[str, Callable[[Path], Path]] = {
     "sd21": models.stable_diffusion_21,
     "sdxl_turbo": models.stable_diffusion_xl_turbo,
     "sd3": models.stable_diffusion_3,
+    "pixart": models.pixart,
+    "sana": models.sana,
+    "fill": models.flux_fill,
+    "qwen": models.qwen_image,
 }
-DENOISERS = [("sd21", "unet"), ("sdxl_turbo", "unet"), ("sd3", "transformer")]
-OTHERS = [("sd21", "text_encoder"), ("sd3", "text_encoder_3")]
+DENOISERS = [
+    ("sd21", "unet"), ("fill", "transformer"), ("sd3", "transformer"), ("pixart", "transformer"),
+    ("sana", "transformer"), ("qwen", "transformer"),
+]  # fmt: skip
+OTHERS = [
+    ("sd21", "text_encoder"), ("pixart", "text_encoder"), ("sana", "text_encoder"), ("qwen", "text_encoder"),
+    ("sana", "vae_decoder"), ("sana", "vae_encoder"),
+]  # fmt: skip
+
+
+def parts(source: Source) -> list[Component]:
+    """The source's components; those with a row where its pipeline as a whole is refused."""
+    if source.pipeline in PIPELINES:
+        return components(source)
+    rows = [(module, row) for module, cls in source.modules.items() for row in MODULES.get(cls, ())]
+    return [Component(row.component.format(module=m), m, row.role, row.cls, source.config(m)) for m, row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +70,8 @@ def family(tmp_path_factory: pytest.TempPathFactory, store) -> Graph:
     def get(name: str, part: str, dtype: str = "float32"):
         if name not in sources:
             sources[name] = open_source(str(MODELS[name](tmp_path_factory.mktemp("families") / name)))
-        component = next(c for c in components(sources[name]) if c.name == part)
+        component = next(c for c in parts(sources[name]) if c.name == part)
+        component = replace(component, float32=False)  # SANA's are tested in float16, too, where a build keeps float32
         return sources[name], component, prepared(sources[name], component, dtype, store)
 
     return get
@@ -90,3 +122,87 @@ def test_every_linear_is_named_by_one_list_only(family: Graph, name: str, part: 
             globs = {"quantise": row.quantise, "weight_only": row.weight_only, "keep": row.keep}
             lists = [kind for kind in globs if any(fnmatchcase(linear, g) for g in globs[kind])]
             assert len(lists) == 1, (linear, lists)
+
+
+@pytest.mark.parametrize("name", ["sd3", "pixart", "sana"])
+def test_the_family_s_pipeline_on_engines_equals_torch_step_by_step(family: Graph, tmp_path: Path, name: str) -> None:
+    source, _, _ = family(name, "transformer")
+    graphs = [family(name, part.name)[1:] for part in components(source)]
+    artifact = artifact_of(tmp_path / "artifact", source, graphs)
+    prompts = ["a large red circle", "a small blue square above a green cross"]
+    noise = initial_noise(latent_rule(source), [1, 2], 32, 32)
+    expected = sample(load_pipeline(source), prompts, noise, source.generation)
+    with engines.load(artifact) as pipe:
+        assert pipe.layout.latents == latent_rule(source)
+        found = sample(pipe.diffusers(), prompts, noise, source.generation)
+        other = sample(pipe.diffusers(), prompts[::-1], noise, source.generation)
+    assert expected.latents.shape[1] == 3 and expected.latents.std() > 0.1
+    np.testing.assert_allclose(found.latents, expected.latents, rtol=0, atol=2e-4)
+    assert np.abs(found.images.astype(int) - expected.images).max() <= 1
+    assert np.abs(found.latents - other.latents).max() > 1e-3  # the text counts
+
+
+@pytest.mark.parametrize(("name", "tokens"), [("sd3", 16 + 12), ("pixart", 12), ("sana", 12)])
+def test_the_denoiser_reads_as_many_tokens_as_its_pipeline_gives(
+    family: Graph, tmp_path: Path, name: str, tokens: int
+) -> None:
+    source, _, _ = family(name, "transformer")
+    graphs = [family(name, part.name)[1:] for part in components(source) if part.role != "vae_encoder"]
+    artifact = Artifact.open(artifact_of(tmp_path / "artifact", source, graphs))
+    shapes = input_shapes(artifact, "transformer", artifact.model("transformer", "fp16"))
+    assert shapes["hidden_states"] == (2, 4, 32 // latent_rule(source).scale, 32 // latent_rule(source).scale)
+    assert shapes["encoder_hidden_states"] == (2, tokens, 32)
+
+
+def test_positions_of_pixart_are_torch_s_at_every_size() -> None:
+    embed = diffusers.PixArtTransformer2DModel(**models.PIXART | {"interpolation_scale": 2.0}).pos_embed
+    sizes = [(16, 16), (8, 24), (32, 12)]  # the first is the one that torch holds a table of
+    latents = [torch.randn(1, 4, *size) for size in sizes]
+    with torch.no_grad():
+        expected = [embed(x) for x in latents]
+        float32_positions(embed)
+        for x, y in zip(latents, expected, strict=True):
+            torch.testing.assert_close(embed(x), y, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(("name", "part"), [("sana", "transformer"), ("sana", "vae_decoder")])
+def test_pixels_without_any_feature_are_zero_in_linear_attention(family: Graph, name: str, part: str) -> None:
+    q = torch.rand(2, 3, 8, 10)
+    q[..., 4] = 0
+    y = linear_attention(q, torch.rand(2, 3, 8, 10), torch.randn(2, 3, 8, 10))
+    assert torch.isfinite(y).all() and (y[..., 4] == 0).all() and (y[..., 3] != 0).all()
+    _, _, model = family(name, part)  # and what keeps it so is still in the graph after simplifying
+    least = [v.const_value.numpy() for v in model.graph.initializers.values() if v.const_value is not None
+             and v.const_value.size == 1 and v.dtype == ir.DataType.FLOAT]  # fmt: skip
+    assert any(np.isclose(value, 1e-15, rtol=1e-3, atol=0).all() for value in least)
+
+
+def test_qwen_reads_text_as_the_whole_model_does() -> None:
+    torch.manual_seed(8)
+    module = transformers.Qwen2_5_VLForConditionalGeneration(transformers.Qwen2_5_VLConfig(**models.QWEN_VL)).eval()
+    ids = torch.randint(2, 64, (2, 9))
+    mask = (torch.arange(9)[None] < torch.tensor([[9], [5]])).long()
+    row = MODULES["Qwen2_5_VLForConditionalGeneration"][0]
+    with torch.no_grad():
+        expected = module(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states[-1]
+        found = row.call({})(module, ids, mask)
+    torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], rtol=1e-5, atol=1e-5)
+
+
+def test_a_pipeline_that_cannot_be_compiled_says_why(tmp_path: Path) -> None:
+    for name, reason in (("fill", "picture beside every prompt"), ("qwen", "AutoencoderKLQwenImage")):
+        source = open_source(str(MODELS[name](tmp_path / name)))
+        with pytest.raises(UserError, match=f"{source.pipeline} cannot be compiled: .*{reason}"):
+            components(source)
+    with pytest.raises(UserError, match="ZImagePipeline cannot be compiled: .*complex numbers.*Known are Flux"):
+        pipeline_row("ZImagePipeline")
+
+
+def test_what_a_family_s_sisters_add_is_refused() -> None:
+    def refused(cls: str, **config: object) -> str:
+        return MODULES[cls][0].refuse(config) or ""
+
+    assert "PixArt-α" in refused("PixArtTransformer2DModel", sample_size=128)
+    assert not refused("PixArtTransformer2DModel", sample_size=128, use_additional_conditions=False)
+    assert "SANA-Sprint" in refused("SanaTransformer2DModel", guidance_embeds=True)
+    assert "zero_cond_t True" in refused("QwenImageTransformer2DModel", zero_cond_t=True)
