@@ -16,7 +16,7 @@ def rows(results: dict[str, Any]) -> list[tuple[str, str, str]]:
     if not found:
         return []
     first, before = found["modes"][0]["peak_bytes"], found["before_load_bytes"]
-    made = []
+    made: list[tuple[str, str, str]] = []
     for run in found["modes"]:
         of_engines = f"{bytes_text(max(run['peak_bytes'] - before, 0))} above the libraries"
         saved = first - run["peak_bytes"]

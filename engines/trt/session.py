@@ -42,7 +42,11 @@ class PlanSession:
         self.stream_weights = False
         self._device: Device | None = None
         self._stream: Stream | None = None
+        self._runtime: Any = None
         self._engine: Any = None
+        self._context: Any = None
+        self._inputs: dict[str, np.dtype[Any]] = {}
+        self._outputs: dict[str, np.dtype[Any]] = {}
         self._bound: _Bound | None = None
 
     def open(self) -> PlanSession:
@@ -259,7 +263,7 @@ class _Bound:
 def _listener(trt: Any) -> Any:
     """A TensorRT logger that prints nothing and keeps the last error as `words`."""
 
-    class Listener(trt.ILogger):  # type: ignore[misc, name-defined]
+    class Listener(trt.ILogger):
         words = ""
 
         def __init__(self) -> None:

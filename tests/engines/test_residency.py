@@ -168,7 +168,7 @@ def test_a_failing_background_load_is_raised_in_the_caller() -> None:
     world.residency.load()
 
     def fail(name: str) -> None:
-        if name == "decoder":
+        if name == "decoder" and threading.current_thread() is not threading.main_thread():
             raise UserError("decoder.onnx is missing")
 
     world.before_open = fail
@@ -249,6 +249,10 @@ def test_out_of_memory_while_loading_takes_the_next_mode_and_says_so(capsys: pyt
     limited(world, 2)
     world.image()
     assert world.residency.mode == "streaming" and len(world.residency.notes) == 2
+    world.log.clear()
+    limited(world, 1)
+    world.image()
+    assert world.most == 1
     assert "Memory ran out while loading" in world.residency.notes[0]
     assert "in resident mode: continuing in pipelined mode" in world.residency.notes[0]
     assert world.residency.notes[0] in capsys.readouterr().err
