@@ -32,6 +32,7 @@ from engines.cost.graph import Graph  # noqa: E402
 from engines.cost.prediction import CPU_BAND, calls_per_image  # noqa: E402
 from engines.session import Session  # noqa: E402
 from engines.shapes import Input, graph_inputs, input_shapes  # noqa: E402
+from engines.sizes import model_bytes  # noqa: E402
 
 THREADS = 1
 BLOCKS = ((768, 1024), (1536, 512), (3072, 256))  # width, tokens
@@ -287,8 +288,8 @@ def main() -> None:
         title = "memory, MB, beside a session of one node"
         print(f"\n{title:46}{'predicted':>10}{'peak':>10}{'opened':>10}{'off':>8}")
         for c in (c for c in cases if c.graph is not None):
-            assert c.graph is not None
-            predicted = c.graph.weight_bytes + grown_bytes(c.graph)
+            assert c.graph is not None and c.model is not None
+            predicted = c.graph.weight_bytes + model_bytes(c.model) + grown_bytes(c.graph)
             peak, _, opened = (v - base for v in memory(c, folder))
             rows.append({"name": c.name, "predicted_bytes": predicted, "peak_bytes": peak})
             figures = "".join(f"{v / 1e6:10.2f}" for v in (predicted, peak, opened))

@@ -44,6 +44,6 @@ def assumptions(ceilings: Ceilings | None) -> list[str]:
         "Every node of the graph as onnxruntime optimises it takes the time of a micro-benchmark of its kind on this "
         f"machine, interpolated between generic sizes (threads: {threads}), and more for code and data that the "
         "cache cannot have kept.",
-        "Memory: weights as onnxruntime keeps them and what its arena grows by; without Python and its libraries.",
+        "Memory: weights as they are read and as onnxruntime keeps them, and what its arena grows by; without Python.",
         "Host work (tokeniser, scheduler, picture) is not counted.",
     ]

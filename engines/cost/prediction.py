@@ -20,6 +20,7 @@ from engines.cost.operations import quantised_bytes, work
 from engines.families import layout
 from engines.pipeline import choose
 from engines.shapes import input_shapes
+from engines.sizes import model_bytes
 from engines.targets import Target
 
 FORMAT = 1
@@ -69,10 +70,14 @@ class Component:
 
 
 class Form:
-    """A graph as a target runs it, counted once: operations and bytes of a call, memory, its kernels on a GPU."""
+    """A graph as a target runs it, counted once: operations and bytes of a call, memory, its kernels on a GPU.
 
-    def __init__(self, graph: Graph, is_cpu: bool) -> None:
+    `file_bytes`: what onnxruntime reads before it converts the weights, and does not give back.
+    """
+
+    def __init__(self, graph: Graph, is_cpu: bool, file_bytes: int = 0) -> None:
         self.graph = graph
+        self.weights = graph.weight_bytes + file_bytes
         self.fused: list[roofline.Kernel] = []
         self.single: list[roofline.Kernel] = []
         inner: set[str] = set()
@@ -99,7 +104,9 @@ class Forms:
         """The graph as onnxruntime runs it here, or as TensorRT parses it."""
         key = model, tuple(shapes.items()), is_cpu
         if key not in self._read:
-            self._read[key] = Form((cpu.graph if is_cpu else read)(model, shapes), is_cpu)
+            self._read[key] = (
+                Form(cpu.graph(model, shapes), True, model_bytes(model)) if is_cpu else Form(read(model, shapes), False)
+            )
         return self._read[key]
 
 
@@ -241,7 +248,7 @@ def _component(
         band = _gpu_band(form, target)
     return Component(
         name, artifact.manifest["components"][name]["role"], calls, band and band.times(1000), form.operations,
-        form.moved, len(form.graph.ops), form.graph.weight_bytes, form.activations, form.workspace, uncounted,
+        form.moved, len(form.graph.ops), form.weights, form.activations, form.workspace, uncounted,
     )  # fmt: skip
 
 

@@ -37,7 +37,7 @@ VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten", "Sh
 CONVOLUTIONS = frozenset({"Conv", "com.microsoft.nchwc.Conv", "com.microsoft.FusedConv"})
 TINY = 64  # elements up to which a node costs its launch alone, whatever its type
 
-ELEMENTS = (16, 1024, 1 << 14, 1 << 18, 1 << 22)
+ELEMENTS = (16, 1024, 1 << 14, 1 << 16, 1 << 18, 1 << 22)
 INNER = (16, 256)
 LEFT_ROWS, DEPTH, COLUMNS = (1, 16, 64, 256), (16, 64, 256, 2048), (16, 64, 256, 2048)
 PIXELS, CHANNELS = (64, 1024, 4096), (16, 32, 64, 256)

@@ -53,6 +53,14 @@ def test_a_measured_point_is_found_as_it_is() -> None:
     assert known.time(Class(NEG, (size,))) == pytest.approx(1e-6 + size * 1e-9, rel=1e-6)
 
 
+def test_between_points_times_are_interpolated_in_logarithms() -> None:
+    known = made(**{NEG: 1.0})
+    known.seconds[NEG] = {p: 1e-12 * p[0] ** 2 for p in grid(NEG)}  # least 2.56e-10: no launch of its own
+    known.seconds[LAUNCH] = {HOT: 0.0, COLD: 0.0}
+    for size in (100, 5000, 40_000, 1_000_000):
+        assert known.time(Class(NEG, (size,))) == pytest.approx(1e-12 * size**2, rel=1e-6)
+
+
 def test_between_points_and_beyond_them() -> None:
     known = made(**{NEG: 1.0, PRODUCT: 0.01})
     low, high = axes(NEG)[0][-2:]
