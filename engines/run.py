@@ -12,7 +12,8 @@ import typer
 from artifact.command import reported
 from artifact.errors import UserError
 from artifact.files import written_whole
-from engines.backends import BACKENDS
+from artifact.manifest import Artifact
+from engines.backends import BACKENDS, choose_backend
 from engines.memory import Recorder, probe
 from engines.modes import MODES
 
@@ -64,10 +65,16 @@ def run(
             raise UserError(f"--mask {mask} was given without --image: give the image that it is to change.")
         start_image = None if image is None else _read_image(image, "--image")
         fill = None if mask is None else _read_image(mask, "--mask")
-        from engines.pipeline import load  # after `reported` has silenced the libraries
+        from engines.pipeline import EnginePipeline, choose  # after `reported` has silenced the libraries
 
-        opened = load(out, preset, threads, backend=backend, memory=memory, max_memory=max_memory)
-        with opened as pipe, _bar(quiet) as progress, Recorder(probe(pipe.backend)) as recorder:
+        artifact = Artifact.open(out)
+        preset = choose(artifact, preset)
+        backend = choose_backend(artifact, preset, backend)
+        with (
+            Recorder(probe(backend)) as recorder,
+            EnginePipeline(artifact, preset, threads, backend, memory, max_memory) as pipe,
+            _bar(quiet) as progress,
+        ):
             # Imports and tokenizers are not the image's time.
             pipe.diffusers("text2image" if image is None else "image2image" if mask is None else "inpainting")
             start = time.perf_counter()
