@@ -25,10 +25,16 @@ def _call(
     torch._check(encoder_hidden_states_mask.shape[1] == encoder_hidden_states.shape[1])
     torch._check(img_ids.shape[0] == hidden_states.shape[1])
     torch._check(txt_ids.shape[0] == encoder_hidden_states.shape[1])
-    adapted = isinstance(self.pos_embed, _RotaryTable)
+    inputs = (hidden_states, encoder_hidden_states)
+    if not isinstance(self.pos_embed, _RotaryTable):  # diffusers' own module, that the graph is compared with
+        sizes = _sizes(img_ids)
+        return type(self).forward(
+            self, *inputs, encoder_hidden_states_mask, timestep, img_shapes=sizes, return_dict=False
+        )[0]
+    # The forward makes a constant of a masked text's length; the mask reaches the attentions another way.
     return type(self).forward(
-        self, hidden_states, encoder_hidden_states, encoder_hidden_states_mask, timestep,
-        (img_ids, txt_ids) if adapted else _sizes(img_ids), return_dict=False,
+        self, *inputs, None, timestep, img_shapes=(img_ids, txt_ids),
+        attention_kwargs={"text_mask": encoder_hidden_states_mask.bool()}, return_dict=False,
     )[0]  # fmt: skip
 
 
@@ -84,8 +90,10 @@ class _JointAttention:
         attn: Any,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
-        encoder_hidden_states_mask: torch.Tensor,
+        encoder_hidden_states_mask: None,
+        attention_mask: None,
         image_rotary_emb: Any,
+        text_mask: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         image, text = hidden_states, encoder_hidden_states
         tables = image_rotary_emb
@@ -93,7 +101,7 @@ class _JointAttention:
         k = _heads(attn, (attn.to_k(image), attn.norm_k), (attn.add_k_proj(text), attn.norm_added_k), tables)
         v = _heads(attn, (attn.to_v(image), None), (attn.add_v_proj(text), None), None)
         everywhere = torch.ones_like(image[..., 0], dtype=torch.bool)
-        mask = torch.cat([encoder_hidden_states_mask, everywhere], dim=1)[:, None, None]
+        mask = torch.cat([text_mask, everywhere], dim=1)[:, None, None]
         y = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         y = y.transpose(1, 2).flatten(2)
         words = text.shape[1]

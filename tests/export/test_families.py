@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 
 import diffusers
@@ -17,6 +19,7 @@ import engines
 from artifact.errors import UserError
 from artifact.manifest import Artifact
 from artifact.sampling import initial_noise, sample
+from artifact.store import Store
 from engines.shapes import input_shapes
 from export.check import check_against_torch
 from export.components import Component, components, latent_rule
@@ -63,16 +66,24 @@ def parts(source: Source) -> list[Component]:
 
 
 @pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory, store) -> Graph:
-    """(model, component, dtype) → (source, component, graph), each model saved once."""
-    sources = {}
+def source(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Source]:
+    """The tiny model of a name, saved once."""
+
+    @cache
+    def get(name: str) -> Source:
+        return open_source(str(MODELS[name](tmp_path_factory.mktemp("families") / name)))
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def family(source: Callable[[str], Source], store: Store) -> Graph:
+    """(model, component, dtype) → (source, component, graph)."""
 
     def get(name: str, part: str, dtype: str = "float32"):
-        if name not in sources:
-            sources[name] = open_source(str(MODELS[name](tmp_path_factory.mktemp("families") / name)))
-        component = next(c for c in parts(sources[name]) if c.name == part)
+        component = next(c for c in parts(source(name)) if c.name == part)
         component = replace(component, float32=False)  # SANA's are tested in float16, too, where a build keeps float32
-        return sources[name], component, prepared(sources[name], component, dtype, store)
+        return source(name), component, prepared(source(name), component, dtype, store)
 
     return get
 
@@ -111,15 +122,12 @@ def test_the_denoiser_becomes_four_bit_and_runs_at_other_sizes(
 
 
 @pytest.mark.parametrize(("name", "part"), DENOISERS)
-def test_every_linear_is_named_by_one_list_only(family: Graph, name: str, part: str) -> None:
-    from fnmatch import fnmatchcase
-
-    _, component, _ = family(name, part)
+def test_every_linear_is_named_by_one_list_only(source: Callable[[str], Source], name: str, part: str) -> None:
+    component = next(c for c in parts(source(name)) if c.name == part)
     module, _ = fake_module(component, "float16")
+    globs = {kind: getattr(component.row, kind) for kind in ("quantise", "weight_only", "keep")}
     for linear, child in module.named_modules():
         if isinstance(child, torch.nn.Linear):
-            row = component.row
-            globs = {"quantise": row.quantise, "weight_only": row.weight_only, "keep": row.keep}
             lists = [kind for kind in globs if any(fnmatchcase(linear, g) for g in globs[kind])]
             assert len(lists) == 1, (linear, lists)
 
@@ -189,11 +197,10 @@ def test_qwen_reads_text_as_the_whole_model_does() -> None:
     torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], rtol=1e-5, atol=1e-5)
 
 
-def test_a_pipeline_that_cannot_be_compiled_says_why(tmp_path: Path) -> None:
+def test_a_pipeline_that_cannot_be_compiled_says_why(source: Callable[[str], Source]) -> None:
     for name, reason in (("fill", "picture beside every prompt"), ("qwen", "AutoencoderKLQwenImage")):
-        source = open_source(str(MODELS[name](tmp_path / name)))
-        with pytest.raises(UserError, match=f"{source.pipeline} cannot be compiled: .*{reason}"):
-            components(source)
+        with pytest.raises(UserError, match=f"{source(name).pipeline} cannot be compiled: .*{reason}"):
+            components(source(name))
     with pytest.raises(UserError, match="ZImagePipeline cannot be compiled: .*complex numbers.*Known are Flux"):
         pipeline_row("ZImagePipeline")
 
