@@ -197,7 +197,10 @@ def fits(resident: int, pipelined: int, usable: int | None) -> str | None:
 
 
 def check(artifact: Artifact, height: int, width: int, steps: int, batch: int) -> None:
-    """Raises UserError for sizes that the pipeline cannot take."""
+    """Raises UserError for sizes that the pipeline cannot take, and where one of its components is missing."""
+    for role in ("denoiser", "text_encoder", "vae_decoder"):
+        if not artifact.component(role):
+            raise UserError(f"{artifact.root} has no {role}: rebuild the artifact.")
     multiple = layout(artifact.manifest["components"]).multiple
     for what, value in (("height", height), ("width", width)):
         if value < multiple or value % multiple:
@@ -209,11 +212,8 @@ def check(artifact: Artifact, height: int, width: int, steps: int, batch: int) -
 
 def calls_per_image(artifact: Artifact, steps: int) -> dict[str, int]:
     """How often text to image calls each component: under classifier-free guidance a text encoder twice, a denoiser
-    twice a step unless it takes both halves at once. Raises UserError where a component is missing."""
+    twice a step unless it takes both halves at once."""
     components, generation = artifact.manifest["components"], artifact.manifest["generation"]
-    for role in ("denoiser", "text_encoder", "vae_decoder"):
-        if not artifact.component(role):
-            raise UserError(f"{artifact.root} has no {role}: rebuild the artifact.")
     family = layout(components)
     guidance = generation.get(family.guidance, 1.0)
     embedded = family.guidance == "guidance_scale" and not family.joined_guidance  # distilled: a scalar input
