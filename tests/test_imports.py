@@ -65,7 +65,13 @@ def test_the_walk_sees_relative_and_nested_imports(tmp_path: Path) -> None:
     assert "passes.solver.key" in set(imports(nested))
 
 
-@pytest.mark.parametrize("module", ["engines", "engines.run", "engines.evaluate", "passes.presets", "export.build"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "engines", "engines.run", "engines.evaluate", "engines.build", "engines.benchmark", "engines.validate",
+        "engines.predict", "engines.deploy", "passes.presets", "export.build",
+    ],
+)  # fmt: skip
 def test_torch_is_not_imported_before_it_is_needed(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
