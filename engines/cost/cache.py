@@ -17,7 +17,7 @@ TYPICAL = 1 << 20  # bytes of a core's second-level cache where the system does 
 
 @dataclass(frozen=True)
 class Cold:
-    """`code`: whether the kernel's instructions are gone; `nbytes` of what the node reads that are gone."""
+    """`code`: whether the kernel's instructions are gone; `nbytes` of what the node reads or writes that are gone."""
 
     code: bool
     nbytes: int
@@ -35,10 +35,12 @@ def capacity() -> int:
 def cold(graph: Graph, size: int) -> list[Cold]:
     """For every op of the graph, in its order, in a run that follows another one, with a cache of `size` bytes.
 
-    Tensors of more than half the cache are left out: they never stay, and the micro-benchmark of such a size has seen
-    that already.
+    What a node writes takes the place of older tensors, which are outside where the run goes through more than the
+    cache holds. Tensors of more than half the cache are left out: they never stay, and the micro-benchmark of such a
+    size has seen that already.
     """
     moved = 0
+    evicting = working_set(graph) > size
     tensors: dict[str, int] = {}
     kinds: dict[str, int] = {}
     found: list[Cold] = []
@@ -50,6 +52,8 @@ def cold(graph: Graph, size: int) -> list[Cold]:
                 for t in op.inputs
                 if t is not None and t.nbytes <= size // 2 and moved - tensors.get(t.name, -size - 1) + t.nbytes > size
             )
+            if evicting:
+                gone += sum(t.nbytes for t in op.outputs if t.nbytes <= size // 2)
             quiet = op.kind in VIEWS
             found.append(Cold(moved - kinds.get(op.title, -size - 1) > size, 0 if quiet else gone))
             moved += 0 if quiet else touched(op)
@@ -65,4 +69,8 @@ def touched(op: Op) -> int:
 
 def working_set(graph: Graph) -> int:
     """Bytes that a run goes through: the weights, and the widest node's tensors, whose memory the others use again."""
-    return graph.weight_bytes + max((touched(op) for op in graph.ops if op.kind not in VIEWS), default=0)
+    widest = 0
+    for op in graph.ops:
+        if op.kind not in VIEWS:
+            widest = max(widest, sum(t.nbytes for t in (*op.inputs, *op.outputs) if t is not None and not t.constant))
+    return graph.weight_bytes + widest

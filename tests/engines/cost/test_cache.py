@@ -38,6 +38,11 @@ def test_a_weight_comes_from_outside_where_others_came_between() -> None:
     assert found[1].nbytes == 400 and found[3].nbytes == 450
 
 
+def test_what_a_node_writes_takes_the_place_of_older_tensors() -> None:
+    found = cold(run(2000, width=10), 900)
+    assert [c.nbytes for c in found] == [20, 10, 10]  # x was read 2000 bytes ago; the outputs' places, too
+
+
 def test_what_was_just_written_is_there() -> None:
     found = cold(run(400), 850)
     assert found[2].nbytes == 0
