@@ -28,6 +28,21 @@ def test_a_unets_sizes_halve_at_every_level() -> None:
     assert (found.multiple, found.guidance) == (64, "guidance_scale")
 
 
+def test_a_transformer_s_patches_meet() -> None:
+    found = layout(components("SD3Transformer2DModel", 4, in_channels=16, patch_size=2))
+    assert found.latents.shape(512, 768) == (16, 64, 96)
+    assert (found.multiple, found.guidance, found.joined_guidance) == (16, "guidance_scale", True)
+
+
+def test_the_deep_autoencoder_s_scale_is_its_encoder_s() -> None:
+    given = components("SanaTransformer2DModel", 1, in_channels=32, patch_size=1)
+    given["v"] |= {"class": "AutoencoderDC", "config": {"encoder_block_out_channels": [1] * 6}}
+    found = layout(given)
+    assert found.latents.shape(1024, 512) == (32, 32, 16) and found.multiple == 32
+
+
 def test_an_unknown_denoiser_is_named() -> None:
-    with pytest.raises(UserError, match="is a SanaTransformer2DModel, this version runs FluxTransformer2DModel, UNet"):
-        layout(components("SanaTransformer2DModel", 4))
+    with pytest.raises(
+        UserError, match="is a ZImageTransformer2DModel, this version runs FluxTransformer2DModel, UNet"
+    ):
+        layout(components("ZImageTransformer2DModel", 4))
