@@ -116,10 +116,10 @@ def _encode(
         tokenizer = Tokenizer.from_file(str(bundle.path(file)))
         with open_(name) as encoder:
             for i, text in enumerate(texts):
-                tokens = tokenizer.encode(text)
-                feeds = {"input_ids": np.array([tokens.ids], np.int64)}
+                feeds = {"input_ids": np.array([tokenizer.encode(text).ids], np.int64)}
                 if "attention_mask" in bundle.manifest["components"][name]["inputs"]:
-                    feeds["attention_mask"] = np.array([tokens.attention_mask], np.int64)
+                    # These pipelines give no mask: the model sees the padding, as it did in training.
+                    feeds["attention_mask"] = np.ones_like(feeds["input_ids"])
                 encoded[text][name] = encoder.run(feeds)
                 progress(i + 1, len(texts), f"encoding ({name})")
             times[name] = encoder.latencies_ms
