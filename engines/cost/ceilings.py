@@ -22,13 +22,13 @@ import numpy as np
 
 from artifact.files import write_json
 from engines.cost.cache import Cold
-from engines.cost.probes import COLD, COPIED, COPY, EMPTY, HOT, LAUNCH, Class, Point, axes, build
+from engines.cost.probes import CALL, COLD, COPIED, COPY, EMPTY, HOT, LAUNCH, Class, Point, axes, build
 
 FORMAT = 1
 ROUNDS = 3
 RUNS = 5  # timed runs of a probe in each round, after one that is not timed; their median counts
 ENOUGH_S = 0.06  # of timed runs; a longer one is not repeated in a round
-ALWAYS = (LAUNCH, COPY)
+ALWAYS = (LAUNCH, CALL, COPY)
 _OTHER_DATA = 1 << 19  # float64 numbers that are run through to put code and data out of a core's cache: 4 MiB
 
 Progress = Callable[[int, int], None]
@@ -79,6 +79,7 @@ class Ceilings:
             for state in (HOT, COLD):
                 taken, count = _seconds(LAUNCH, state, self.threads, evict=state == COLD)
                 self._keep(LAUNCH, state, (taken - empty[state]) / count)
+                self._keep(CALL, state, empty[state])
             for size in COPIED:
                 self._keep(COPY, (size,), _copying(size, self.threads))
             for j, (key, point) in enumerate(points):

@@ -9,7 +9,7 @@ from engines.cost.cache import capacity, cold, working_set
 from engines.cost.ceilings import Ceilings
 from engines.cost.graph import Graph
 from engines.cost.optimised import optimised as graph
-from engines.cost.probes import HOT, LAUNCH, classify
+from engines.cost.probes import CALL, COLD, HOT, LAUNCH, classify
 
 __all__ = ["assumptions", "graph", "keys", "seconds"]
 
@@ -24,7 +24,7 @@ def seconds(graph: Graph, ceilings: Ceilings) -> tuple[float, dict[str, int]]:
 
     Those cost a launch each. Raises KeyError where the ceilings lack a kind that the graph has.
     """
-    total, other = 0.0, Counter[str]()
+    total, other = ceilings.seconds[CALL][COLD], Counter[str]()
     size = working_set(graph)
     for op, away in zip(graph.ops, cold(graph, capacity()), strict=True):
         kind = classify(op)

@@ -57,7 +57,7 @@ class Class:
 def axes(key: str) -> tuple[Point, ...]:
     """Grid sizes along every axis of the key's `point`."""
     kind, variant = key.split("|")[:2]
-    if key == LAUNCH:
+    if key in (LAUNCH, CALL):
         return ((0, 1),)
     if key == COPY:
         return (COPIED,)
@@ -194,6 +194,7 @@ EMPTY = "Shape|"  # with no copies: what a run costs before its first node
 # code at hand; 1: after other data have taken its place.
 LAUNCH = "launch|"
 HOT, COLD = (0,), (1,)
+CALL = "call|"  # a call of a graph without a node, likewise hot and cold
 COPY = "copy|"  # numpy's copy of that many bytes
 _CHAIN = ("Add", "Neg", "Transpose", "Mul", "Softmax", "Reshape", "Sigmoid", "Concat", "Sub", "ReduceMax", "Cast",
           "Slice", "Tanh", "Div", "Unsqueeze", "Sqrt", "LayerNormalization", "Split", "Max", "Exp", "Gather", "Min",

@@ -15,6 +15,7 @@ from engines.cost.ceilings import ALWAYS, Ceilings, grid, path
 from engines.cost.graph import Op, Tensor
 from engines.cost.probes import (
     BINARY,
+    CALL,
     COLD,
     CONVOLUTIONS,
     COPIED,
@@ -37,6 +38,7 @@ def made(**keys: float) -> Ceilings:
     """Every key takes its number of nanoseconds per unit of its size, and a launch 1 µs (3 where it is cold)."""
     found = Ceilings(1)
     found.seconds[LAUNCH] = {HOT: 1e-6, COLD: 3e-6}
+    found.seconds[CALL] = {HOT: 1e-5, COLD: 5e-5}
     found.seconds[COPY] = {(n,): n * (1e-10 if n < 1 << 21 else 4e-10) for n in COPIED}
     for key, each in keys.items():
         found.seconds[key] = {p: 1e-6 + each * 1e-9 * math.prod(p) for p in grid(key)}

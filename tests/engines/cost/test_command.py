@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from artifact.manifest import Artifact
 from engines.cost import ceilings
-from engines.cost.probes import COLD, HOT, LAUNCH
+from engines.cost.probes import CALL, COLD, HOT, LAUNCH
 from engines.predict import app
 
 BAND = {
@@ -118,6 +118,7 @@ def test_this_machine_is_measured_once_and_again_on_request(
         for key in set(keys) - set(ceilings.ALWAYS):
             self.seconds[key] = dict.fromkeys(ceilings.grid(key), 2e-6)
         self.seconds[LAUNCH] = {HOT: 1e-6, COLD: 2e-6}
+        self.seconds[CALL] = {HOT: 1e-5, COLD: 5e-5}
         self.seconds[ceilings.COPY] = {(n,): n * 1e-10 for n in ceilings.COPIED}
 
     monkeypatch.setattr(ceilings.Ceilings, "measure", measure)

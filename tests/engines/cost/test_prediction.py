@@ -12,7 +12,7 @@ from artifact.manifest import Artifact
 from engines.cost import cpu
 from engines.cost.ceilings import Ceilings, grid
 from engines.cost.prediction import CONTEXT_BYTES, CPU_BAND, Form, Prediction, calls_per_image, fits, predict
-from engines.cost.probes import COLD, COPIED, COPY, HOT, LAUNCH
+from engines.cost.probes import CALL, COLD, COPIED, COPY, HOT, LAUNCH
 from engines.shapes import input_shapes
 from engines.targets import TARGETS, find
 from tests.engines.cost.graphs import model, node
@@ -24,6 +24,7 @@ def invented(keys: set[str]) -> Ceilings:
     """Every node takes a microsecond and a nanosecond per unit of its size."""
     known = Ceilings(1, {k: {p: 1e-6 + 1e-9 * math.prod(p) for p in grid(k)} for k in keys})
     known.seconds[LAUNCH] = {HOT: 1e-6, COLD: 1e-6}
+    known.seconds[CALL] = {HOT: 1e-5, COLD: 5e-5}
     known.seconds[COPY] = {(n,): n * 1e-10 for n in COPIED}
     return known
 
