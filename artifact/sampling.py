@@ -6,6 +6,7 @@ The noise comes from numpy, not from torch, so that a device without torch start
 from __future__ import annotations
 
 import inspect
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -59,7 +60,8 @@ def sample(
 ) -> Sampled:
     """Run a diffusers pipeline (of torch modules or of engines) on a batch of prompts from the given noise.
 
-    `noise` is float32 [B, ...] from `initial_noise`; `generation` are keyword arguments of the pipeline's call.
+    `noise` is float32 [B, ...] from `initial_noise`; `generation` are keyword arguments of the pipeline's call. A
+    scheduler that adds noise at every step (SDXL-Turbo's) draws it from a stream that the image's own noise seeds.
     """
     import torch
 
@@ -87,6 +89,7 @@ def sample(
             list(prompts),
             latents=torch.from_numpy(noise),
             output_type="np",
+            generator=[torch.Generator().manual_seed(zlib.crc32(image.tobytes())) for image in noise],
             **call,
         ).images
     return Sampled((np.asarray(images) * 255).round().astype(np.uint8), np.stack(kept, axis=1))

@@ -59,9 +59,7 @@ class Source:
 
     def config(self, module: str) -> dict[str, Any]:
         """The module's config.json (or scheduler_config.json). Raises UserError where it is missing or damaged."""
-        folder = self.root / module
-        plain = folder / "config.json"
-        return read_json(plain if plain.is_file() else folder / "scheduler_config.json")
+        return _config(self.root / module)
 
     def weights(self, module: str) -> WeightIndex:
         """Where the module's tensors lie. Raises UserError where there are none, only pickles, or damaged ones."""
@@ -158,7 +156,12 @@ def _generation(root: Path, index: dict[str, Any]) -> dict[str, Any]:
         return read_json(root / GENERATION)
     from export.families import pipeline_row
 
-    return dict(pipeline_row(index["_class_name"]).generation(lambda module: read_json(root / module / "config.json")))
+    return dict(pipeline_row(index["_class_name"]).generation(lambda module: _config(root / module)))
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    plain = folder / "config.json"
+    return read_json(plain if plain.is_file() else folder / "scheduler_config.json")
 
 
 def _files_read(root: Path, index: dict[str, Any]) -> list[Path]:

@@ -86,13 +86,22 @@ def _size(config_of: Any) -> int:
     return config_of("unet").get("sample_size", 64) * _latents(config_of).scale
 
 
+def _turbo(config_of: Any) -> bool:
+    """SD-Turbo and SDXL-Turbo (arXiv 2311.17042) differ from what they were distilled from in their scheduler alone."""
+    scheduler = config_of("scheduler")
+    kind, spacing = scheduler.get("_class_name"), scheduler.get("timestep_spacing")
+    return kind == "EulerAncestralDiscreteScheduler" and spacing == "trailing"
+
+
 def _generation(config_of: Any) -> dict[str, Any]:
     size = _size(config_of)
-    return {"height": size, "width": size, "num_inference_steps": 20, "guidance_scale": 7.5, "negative_prompt": ""}
+    call = {"height": size, "width": size, "num_inference_steps": 20, "guidance_scale": 7.5, "negative_prompt": ""}
+    return call | ({"num_inference_steps": 4, "guidance_scale": 0.0} if _turbo(config_of) else {})
 
 
 def _generation_xl(config_of: Any) -> dict[str, Any]:
-    return _generation(config_of) | {"num_inference_steps": 30, "guidance_scale": 5.0}
+    usual = {} if _turbo(config_of) else {"num_inference_steps": 30, "guidance_scale": 5.0}
+    return _generation(config_of) | usual
 
 
 def _float32_xl(config_of: Any) -> tuple[str, ...]:

@@ -160,9 +160,15 @@ def stable_diffusion_21(root: Path) -> Path:
 
 
 def stable_diffusion_xl_turbo(root: Path) -> Path:
-    """SDXL-Turbo: SDXL in every shape, with a scheduler that takes few steps."""
+    """SDXL-Turbo: SDXL in every shape, with a scheduler that takes few steps and adds noise at each."""
     stable_diffusion_xl(root)
     diffusers.EulerAncestralDiscreteScheduler(timestep_spacing="trailing").save_pretrained(root / "scheduler")
+    index = json.loads((root / "model_index.json").read_text())
+    for name in ("tokenizer", "tokenizer_2"):
+        _tokenizer().save_pretrained(root / name)
+        index[name] = ["transformers", "PreTrainedTokenizerFast"]
+    index["scheduler"] = ["diffusers", "EulerAncestralDiscreteScheduler"]
+    (root / "model_index.json").write_text(json.dumps(index))
     return root
 
 

@@ -150,6 +150,20 @@ def test_the_family_s_pipeline_on_engines_equals_torch_step_by_step(family: Grap
     assert np.abs(found.latents - other.latents).max() > 1e-3  # the text counts
 
 
+def test_turbo_is_known_by_its_scheduler_and_draws_the_same_noise_at_every_call(
+    source: Callable[[str], Source],
+) -> None:
+    turbo = source("sdxl_turbo")
+    assert turbo.generation["num_inference_steps"] == 4 and turbo.generation["guidance_scale"] == 0.0
+    prompts = ["a large red circle", "a small blue square"]
+    noise = initial_noise(latent_rule(turbo), [1, 2], 32, 32)
+    pipe = load_pipeline(turbo)
+    one, two = (sample(pipe, prompts, noise, turbo.generation).latents for _ in range(2))
+    alone = sample(pipe, prompts[1:], noise[1:], turbo.generation).latents
+    np.testing.assert_array_equal(one, two)
+    np.testing.assert_allclose(alone[0], one[1], rtol=0, atol=1e-4 * one.std())
+
+
 @pytest.mark.parametrize(("name", "tokens"), [("sd3", 16 + 12), ("pixart", 12), ("sana", 12)])
 def test_the_denoiser_reads_as_many_tokens_as_its_pipeline_gives(
     family: Graph, tmp_path: Path, name: str, tokens: int
