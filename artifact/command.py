@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 
+OURS = ("artifact", "export", "passes", "plugins", "engines")
 INTERRUPTED = 130  # the shell's exit code after Ctrl-C
 
 
@@ -29,11 +30,34 @@ def reported(debug: bool, offline: bool = True) -> Iterator[None]:
     except Exception as e:
         if debug:
             raise
+        if isinstance(e, ModuleNotFoundError):
+            _end_without(e)
         if isinstance(code := getattr(type(e), "exit_code", None), int):
             sys.stderr.write(f"error: {e}\n")
             raise SystemExit(code) from None
         sys.stderr.write(f"internal error: {type(e).__name__}: {e} (run again with --debug to see where)\n")
         raise SystemExit(1) from None
+
+
+@contextlib.contextmanager
+def needed() -> Iterator[None]:
+    """For imports at the head of a command: a package that is not installed ends it with one line and exit code 2."""
+    try:
+        yield
+    except ModuleNotFoundError as e:
+        _end_without(e)
+        raise
+
+
+def _end_without(error: ModuleNotFoundError) -> None:
+    """End with the sentence for a missing package of an extra; do nothing where the module is one of ours."""
+    name = (error.name or "").split(".")[0]
+    if name and name not in OURS:
+        sys.stderr.write(
+            f"error: The Python package {name!r} is not installed: pip install 'svdq-edge[export]' brings what "
+            "compiles and draws; on a device, the bundle of `python -m engines.deploy` needs none of it.\n"
+        )
+        raise SystemExit(2) from None
 
 
 def silence_libraries(offline: bool) -> None:

@@ -39,7 +39,7 @@ def pieces(model: Path) -> set[Piece]:
     except DecodeError:
         raise UserError(f"{model} is no ONNX graph (damaged or half-copied): copy it again or rebuild it.") from None
     found = set()
-    for tensor in _tensors(proto.graph):
+    for tensor in tensors(proto.graph):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             where = {e.key: e.value for e in tensor.external_data}
             file = inside(model.parent, where["location"])
@@ -50,7 +50,7 @@ def pieces(model: Path) -> set[Piece]:
     return found
 
 
-def _tensors(graph: Any) -> Iterator[Any]:
+def tensors(graph: Any) -> Iterator[Any]:
     """Initializers and constants of a graph and of its subgraphs."""
     yield from graph.initializer
     for node in graph.node:
@@ -58,6 +58,6 @@ def _tensors(graph: Any) -> Iterator[Any]:
             if attribute.HasField("t"):
                 yield attribute.t
             if attribute.HasField("g"):
-                yield from _tensors(attribute.g)
+                yield from tensors(attribute.g)
             for subgraph in attribute.graphs:
-                yield from _tensors(subgraph)
+                yield from tensors(subgraph)

@@ -7,9 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from artifact.command import reported
-from export.options import Options, read_config
-from export.stages import Stages
+from artifact.command import needed, reported
+
+with needed():
+    from export.options import Options, read_config
+    from export.stages import Stages
 
 EXAMPLES = """\
 Examples:

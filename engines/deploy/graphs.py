@@ -7,8 +7,7 @@ from typing import Any, BinaryIO
 
 from artifact.errors import UserError
 from artifact.files import inside, written_whole
-from engines.external import _tensors as tensors
-from engines.external import pieces
+from engines.external import pieces, tensors
 
 ALIGNMENT = 256  # bytes; what a memory map of the file gives to a GPU's copy engine unshifted
 BLOCK = 1 << 20  # bytes read at a time: a text encoder's weights need not fit into memory

@@ -314,7 +314,7 @@ def _references(root: Path, pipe: Any, generation: dict[str, Any], rule: LatentR
     noise = initial_noise(rule, seeds, SIDE, SIDE)
     drawn = sample(pipe, PROMPTS, noise, generation)
     (root / "references/images").mkdir(parents=True)
-    arrays = {"noise": noise, "latents": drawn.latents.astype(np.float16), "images": drawn.images}
+    arrays = {"noise": noise, "latents": drawn.latents.astype(np.float16), "images": np.ascontiguousarray(drawn.images)}
     save_file(arrays, root / "references/tensors.safetensors")
     for i, image in enumerate(drawn.images):
         Image.fromarray(image).save(root / f"references/images/{i:04}.png")
