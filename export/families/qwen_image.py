@@ -53,7 +53,8 @@ def positions(rows: int, columns: int, text: int) -> tuple[torch.Tensor, torch.T
 
 def _sizes(img_ids: torch.Tensor) -> list[list[tuple[int, int, int]]]:
     """What diffusers' own module is given instead: frames, rows and columns."""
-    return [[(1, *(len(img_ids[:, axis].unique()) for axis in (1, 2)))]]
+    rows, columns = (len(img_ids[:, axis].unique()) for axis in (1, 2))
+    return [[(1, rows, columns)]]
 
 
 class _RotaryTable(torch.nn.Module):
