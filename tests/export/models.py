@@ -68,8 +68,8 @@ DC = {
     "encoder_qkv_multiscales": ((), (5,)), "decoder_qkv_multiscales": ((), (5,)),
     "decoder_norm_types": "rms_norm", "decoder_act_fns": "silu", "scaling_factor": 0.4,
 }  # fmt: skip
-QWEN_IMAGE = {
-    "in_channels": 16, "out_channels": 4, "num_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2,
+QWEN_IMAGE = {  # of the last block, nothing reads what becomes of the text
+    "in_channels": 16, "out_channels": 4, "num_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2,
     "joint_attention_dim": 32, "axes_dims_rope": (4, 6, 6),
 }  # fmt: skip
 QWEN_VL = {
@@ -203,7 +203,8 @@ def pixart(root: Path) -> Path:
     torch.manual_seed(5)
     _save(root / "transformer", diffusers.PixArtTransformer2DModel(**PIXART))
     _save(root / "text_encoder", transformers.T5EncoderModel(transformers.T5Config(**T5)))
-    _save(root / "vae", diffusers.AutoencoderKL(**VAE, latent_channels=4))
+    vae = VAE | {"latent_channels": 4, "use_quant_conv": False, "use_post_quant_conv": False, "shift_factor": 0.1}
+    _save(root / "vae", diffusers.AutoencoderKL(**vae))  # as SD3's, so that one export serves both
     diffusers.DDIMScheduler(clip_sample=False).save_pretrained(root / "scheduler")
     _tokenizer().save_pretrained(root / "tokenizer")
     _index(root, "PixArtSigmaPipeline", {
