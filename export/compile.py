@@ -30,6 +30,7 @@ from export.stages import Stages
 from passes.layers import Layer, find_layers, quantised
 from passes.presets import PRESETS, layered
 from passes.solve import StoredLayers, recipes, solve
+from passes.solver.pool import each
 
 PACKAGES = ("svdq-edge", "torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
 
@@ -118,14 +119,24 @@ class _LazyPipeline:
 
 
 def _export(build: Build) -> dict[str, ir.Model]:
-    """Every component's graph, weights by reference; from the store where it was exported before."""
-    from export.graph_cache import prepared
+    """Every component's graph, weights by reference; from the store where it was exported before.
 
-    graphs = {}
+    Exporting is one thread's work and the longest of a small build: components are exported side by side.
+    """
+    from export.graph_cache import Exporter, graph_key, prepared
+
+    graphs, dtype = {}, build.options.dtype
     with build.stages.stage("export") as tick:
-        for i, part in enumerate(build.components):
-            tick(i, len(build.components), part.name)
-            graphs[part.name] = prepared(build.source, part, build.options.dtype, build.store)
+        missing = [c for c in build.components if build.store.get_bytes(graph_key(c, dtype)) is None]
+        missing.sort(key=lambda c: c.role != "denoiser")  # the largest first
+        workers = min(_workers(build.options), len(missing))
+        if workers > 1:
+            tick(0, len(missing), ", ".join(c.name for c in missing[:workers]))
+            exporter = Exporter(dtype, str(build.store.root))
+            for i, (part, _) in enumerate(each(exporter, missing, workers, preload="export.graph_cache")):
+                tick(i + 1, len(missing), part.name)
+        for part in build.components:
+            graphs[part.name] = prepared(build.source, part, dtype, build.store)
             build.stages.detail(f"{part.name}: {len(graphs[part.name].graph)} nodes")
     return graphs
 

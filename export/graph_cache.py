@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+from dataclasses import dataclass
 
 import onnx
 import onnx_ir as ir
@@ -29,6 +30,17 @@ def prepared(source: Source, component: Component, dtype: str, store: Store) -> 
         model = export_graph(component, dtype)
         save_prepared(model, store, key)
     return bind_weights(model, source, component)
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """Exports a component into the store at `store`, in whatever process; small enough to be pickled."""
+
+    dtype: str
+    store: str
+
+    def __call__(self, component: Component) -> None:
+        save_prepared(export_graph(component, self.dtype), Store(self.store), graph_key(component, self.dtype))
 
 
 def graph_key(component: Component, dtype: str) -> str:
