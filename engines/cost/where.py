@@ -43,7 +43,8 @@ def _row(
     try:
         found = predict(artifact, target, preset, ceilings=ceilings if is_cpu else None, forms=forms)
     except UserError as e:
-        return row | {"why": str(e)}
+        # The report says nothing of the machine's directories.
+        return row | {"why": str(e).replace(str(artifact.root), artifact.manifest["name"])}
     if found.image_ms is None:
         row["why"] = "this machine's ceilings lack nodes of this preset (python -m engines.predict OUT --target cpu)"
     return row | {
