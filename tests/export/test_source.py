@@ -147,16 +147,16 @@ def test_a_hub_blob_must_have_the_digest_that_names_it(copy):
 
 def test_an_unsupported_class_is_named_with_what_is_supported(copy):
     index = json.loads((copy / "model_index.json").read_text())
-    index["transformer"] = ["diffusers", "SanaTransformer2DModel"]
+    index["transformer"] = ["diffusers", "AuraFlowTransformer2DModel"]
     (copy / "model_index.json").write_text(json.dumps(index))
     message = refusal(copy)
-    assert "SanaTransformer2DModel" in message and "FluxTransformer2DModel" in message
+    assert "AuraFlowTransformer2DModel" in message and "FluxTransformer2DModel" in message
 
 
 def test_an_unsupported_pipeline_is_named(copy):
     index = json.loads((copy / "model_index.json").read_text())
-    (copy / "model_index.json").write_text(json.dumps(index | {"_class_name": "SanaPipeline"}))
-    assert "SanaPipeline" in refusal(copy)
+    (copy / "model_index.json").write_text(json.dumps(index | {"_class_name": "AuraFlowPipeline"}))
+    assert "AuraFlowPipeline" in refusal(copy)
 
 
 def test_code_of_the_model_is_never_run(copy):
