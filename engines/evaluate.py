@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from artifact.manifest import Artifact
 from artifact.sampling import Progress, Sampled, sample
 from engines import machine, metrics
 from engines.cost.where import presets_of, sweep
-from engines.measure import WARM_UP, measure_apart
+from engines.measure import WARM_UP, Apart
 from engines.pipeline import choose, load
 from engines.references import References
 from engines.sizes import preset_bytes
@@ -27,7 +28,7 @@ def evaluate(
     artifact: Artifact,
     presets: Sequence[str] | None = None,
     batch: int = 25,
-    repeats: int = 5,
+    repeats: int = 3,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -42,8 +43,14 @@ def evaluate(
     references = References.read(artifact)
     environment = machine.describe()  # before our own load
     batch = max(1, min(batch, PIXELS // references.images[0, ..., 0].size))
-    over_time: dict[str, Any] = {}
-    rows = [_evaluate(artifact, p, references, batch, repeats, threads, progress, over_time) for p in names]
+    with ExitStack() as started:
+        apart = {p: started.enter_context(Apart(artifact.root, p, repeats, threads)) for p in names}
+        pipelined = started.enter_context(Apart(artifact.root, names[0], 1, threads, memory="pipelined"))
+        measured: dict[str, Any] = {}
+        rows = [_evaluate(artifact, p, references, batch, apart[p], threads, progress, measured) for p in names]
+        if progress:
+            progress(0, 1, f"{names[0]}: memory, pipelined")
+        over_time = _memory_over_time(names[0], measured[names[0]], pipelined.result())
     return {
         "format": FORMAT,
         "name": manifest["name"],
@@ -63,7 +70,7 @@ def evaluate(
         "presets": rows,
         "layers": {p: manifest["layers"][p] for p in names if p in manifest["layers"]},
         "exports": manifest["exports"],
-        "memory_over_time": _memory_over_time(artifact, names[0], over_time, threads, progress),
+        "memory_over_time": over_time,
         "where": sweep(artifact, presets_of(rows), threads),
         "skipped": list(manifest["skipped"]),
     }
@@ -74,16 +81,16 @@ def _evaluate(
     preset: str,
     references: References,
     batch: int,
-    repeats: int,
+    apart: Apart,
     threads: int | None,
     progress: Progress | None,
-    over_time: dict[str, Any],
+    kept: dict[str, Any],
 ) -> dict[str, Any]:
-    """One preset's entry of the report; what its process measured is kept in `over_time` under its name."""
+    """One preset's entry of the report; what its process measured is kept in `kept` under its name."""
     drawn, seconds = draw(artifact, preset, references, batch, threads, progress)
     if progress:
         progress(0, 1, f"{preset}: latency and memory")
-    measured = over_time[preset] = measure_apart(artifact.root, preset, repeats, threads)
+    measured = kept[preset] = apart.result()
     sizes = preset_bytes(artifact, preset)
     return {
         "name": preset,
@@ -98,14 +105,8 @@ def _evaluate(
     }
 
 
-def _memory_over_time(
-    artifact: Artifact, preset: str, measured: dict[str, Any], threads: int | None, progress: Progress | None
-) -> dict[str, Any]:
-    """Memory of one preset from its load to its first image: resident, as measured before, and pipelined."""
-    if progress:
-        progress(0, 1, f"{preset}: memory, pipelined")
-    pipelined = measure_apart(artifact.root, preset, 1, threads, memory="pipelined")
-    resident = measured[preset]
+def _memory_over_time(preset: str, resident: dict[str, Any], pipelined: dict[str, Any]) -> dict[str, Any]:
+    """Memory of one preset from its load to its first image, in two modes."""
     return {
         "preset": preset,
         "before_load_bytes": resident["before_load_bytes"],

@@ -98,21 +98,38 @@ def _over_time(recorder: Recorder, mode: str) -> dict[str, Any]:
     }
 
 
-def measure_apart(
-    directory: Path | str, preset: str, repeats: int, threads: int | None, memory: str = "resident"
-) -> dict[str, Any]:
-    """`measure` in a fresh process. Raises UserError with that process's own sentence where it fails."""
-    command = [sys.executable, "-m", "engines.measure", str(directory), "--preset", preset, "--repeats", str(repeats)]
-    command += ["--memory", memory]
-    if threads:
-        command += ["--threads", str(threads)]
-    source = str(Path(__file__).resolve().parent.parent)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [source, os.getenv("PYTHONPATH")]))}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1]
-        raise UserError(f"Measuring preset {preset!r} failed: {last.removeprefix('error: ')}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+class Apart:
+    """`measure` in a fresh process that is started now: it imports its libraries and waits for `result` to ask.
+
+    Imports take longer than a small model's images, and may run beside other work; what is timed may not.
+    """
+
+    def __init__(
+        self, directory: Path | str, preset: str, repeats: int, threads: int | None, memory: str = "resident"
+    ) -> None:
+        command = [sys.executable, "-m", "engines.measure", str(directory), "--preset", preset]
+        command += ["--repeats", str(repeats), "--memory", memory, "--wait"]
+        if threads:
+            command += ["--threads", str(threads)]
+        source = str(Path(__file__).resolve().parent.parent)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [source, os.getenv("PYTHONPATH")]))}
+        self._preset = preset
+        self._process = subprocess.Popen(command, text=True, env=environment, stdin=-1, stdout=-1, stderr=-1)
+
+    def __enter__(self) -> Apart:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def result(self) -> dict[str, Any]:
+        """What `measure` returned there. Raises UserError with that process's own sentence where it fails."""
+        said, errors = self._process.communicate("\n")
+        if self._process.returncode:
+            last = (errors.strip().splitlines() or [f"it ended with code {self._process.returncode}"])[-1]
+            raise UserError(f"Measuring preset {self._preset!r} failed: {last.removeprefix('error: ')}")
+        return json.loads(said.strip().splitlines()[-1])
 
 
 def _spread(milliseconds: Any) -> dict[str, float]:
@@ -130,6 +147,7 @@ def main(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; one per core if not given.")] = None,
     memory: Annotated[str, typer.Option(help=f"What stays in memory: {', '.join(MODES)}.")] = MODES[0],
     backend: Annotated[str, typer.Option(help="What runs the graphs: onnxruntime or tensorrt.")] = "onnxruntime",
+    wait: Annotated[bool, typer.Option("--wait", help="Begin when a line comes on stdin, all imports done.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Measure a preset's latency and memory in this process and print them as JSON."""
@@ -137,6 +155,10 @@ def main(
         from engines.pipeline import choose
 
         preset = choose(Artifact.open(out, verify=False), preset)
+        if wait:
+            import_libraries()
+            if not sys.stdin.readline():
+                return  # who wanted the figures is gone
         print(json.dumps(measure(out, preset, repeats, threads, memory, backend)))
 
 
