@@ -38,11 +38,14 @@ class Accumulator:
 
 
 def widened(graph: ir.Graph) -> dict[str, Accumulator]:
-    """Every linear of the graph that is in accumulator form, by name."""
+    """Every linear of the graph that is in accumulator form, by name.
+
+    Told by the name that `widen` gives its Cast: a model may have one of its own there (attention in float32).
+    """
     found = {}
     for linear in find_linears(graph):
         cast = only_user(linear.matmul.outputs[0])
-        if cast is not None and cast.op_type == "Cast" and cast.attributes["to"].as_int() == ir.DataType.FLOAT:
+        if cast is not None and cast.op_type == "Cast" and str(cast.name).startswith(_prefix(linear)):
             found[linear.name] = Accumulator(linear, cast.outputs[0])
     return found
 
@@ -54,7 +57,7 @@ def widen(graph: ir.Graph, linear: Linear) -> Accumulator:
     """
     weight = linear.weight.const_value
     assert weight is not None
-    e = Emitter(f"{linear.name}/sum", linear.matmul.metadata_props.get("svdq.scope", ""))
+    e = Emitter(_prefix(linear), linear.matmul.metadata_props.get("svdq.scope", ""))
     main = wide(e, linear.matmul.outputs[0])
     total = e("Add", main, wide(e, _own_bias(graph, linear, weight.dtype)))
     y = e("CastLike", total, linear.x)
@@ -72,6 +75,11 @@ def widen(graph: ir.Graph, linear: Linear) -> Accumulator:
         ir.convenience.replace_all_uses_with(old, y, replace_graph_outputs=True)
         graph.remove(linear.add, safe=True)
     return Accumulator(linear, main)
+
+
+def _prefix(linear: Linear) -> str:
+    """What the names of the nodes begin with that `widen` makes."""
+    return f"{linear.name}/sum"
 
 
 def _own_bias(graph: ir.Graph, linear: Linear, dtype: ir.DataType) -> ir.Value:

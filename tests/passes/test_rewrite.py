@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from onnx import TensorProto
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from passes.activation import AbsorbActivation
@@ -181,6 +182,24 @@ def test_silu_is_absorbed_and_computes_the_same(tmp_path: Path, solve: Solve) ->
     assert variant_of(node).activation == "silu" and ops(model) == {"SvdqLinear": 1}
     assert relative(run(model, tmp_path, x=x), before) < 0.15
     assert all(wrong == 0 for _, wrong, _ in disagreements(model))
+
+
+@pytest.mark.parametrize("preset", ["svdq-int4", "w4a16"])
+def test_a_cast_of_the_model_behind_a_linear_without_bias_stays_the_models(
+    tmp_path: Path, solve: Solve, preset: str
+) -> None:
+    """Attention that is computed in float32, as in Stable Diffusion 2.1."""
+
+    def upcast() -> ir.Model:
+        b = GraphBuilder("float16")
+        wide = b.node("Cast", [b.linear("attn.to_q", "x", 64, 64, bias=False)], to=TensorProto.FLOAT)
+        b.rename(b.node("Cast", [b.node("Softmax", [wide], axis=-1)], to=TensorProto.FLOAT16), "y")
+        return b.model({"x": ["B", 64]}, {"y": ["B", 64]})
+
+    x = np.random.default_rng(3).standard_normal((7, 64)).astype(np.float16)
+    model = PRESETS[preset].apply(upcast(), BLOCK_POLICY, solve(upcast(), preset, "float16"))
+    assert ops(model) == {"SvdqLinear": 1, "Cast": 2, "Softmax": 1}
+    assert relative(run(model, tmp_path, x=x).astype(np.float32), run(upcast(), tmp_path, x=x)) < 0.2
 
 
 @pytest.mark.parametrize("reader", ["Add", "Mul", "Sigmoid"])
