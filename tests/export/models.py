@@ -139,7 +139,9 @@ def stable_diffusion_xl(root: Path) -> Path:
     _save(root / "text_encoder", transformers.CLIPTextModel(config))
     _save(root / "text_encoder_2", transformers.CLIPTextModelWithProjection(config))
     _save(root / "vae", diffusers.AutoencoderKL(**VAE, latent_channels=4, force_upcast=True))
+    diffusers.EulerDiscreteScheduler().save_pretrained(root / "scheduler")
     _index(root, "StableDiffusionXLPipeline", {
+        "scheduler": ["diffusers", "EulerDiscreteScheduler"],
         "text_encoder": ["transformers", "CLIPTextModel"],
         "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
         "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
