@@ -7,7 +7,8 @@ import os
 import sys
 from collections.abc import Iterator
 
-OURS = ("artifact", "export", "passes", "plugins", "engines")
+from artifact.errors import not_installed
+
 INTERRUPTED = 130  # the shell's exit code after Ctrl-C
 
 
@@ -50,14 +51,10 @@ def needed() -> Iterator[None]:
 
 
 def _end_without(error: ModuleNotFoundError) -> None:
-    """End with the sentence for a missing package of an extra; do nothing where the module is one of ours."""
-    name = (error.name or "").split(".")[0]
-    if name and name not in OURS:
-        sys.stderr.write(
-            f"error: The Python package {name!r} is not installed: pip install 'svdq-edge[export]' brings what "
-            "compiles and draws; on a device, the bundle of `python -m engines.deploy` needs none of it.\n"
-        )
-        raise SystemExit(2) from None
+    """End with the sentence for a missing package; do nothing where the module is one of ours."""
+    if said := not_installed(error):
+        sys.stderr.write(f"error: {said}\n")
+        raise SystemExit(said.exit_code) from None
 
 
 def silence_libraries(offline: bool) -> None:

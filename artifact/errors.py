@@ -1,5 +1,9 @@
 """The one exception that a user is meant to read."""
 
+from __future__ import annotations
+
+OURS = ("artifact", "export", "passes", "plugins", "engines")
+
 
 class UserError(Exception):
     """Something the user can put right.
@@ -9,6 +13,17 @@ class UserError(Exception):
     """
 
     exit_code = 2
+
+
+def not_installed(error: ModuleNotFoundError) -> UserError | None:
+    """What to do about a package of an extra that is missing; None where the module is one of ours."""
+    name = (error.name or "").split(".")[0]
+    if not name or name in OURS:
+        return None
+    return UserError(
+        f"The Python package {name!r} is not installed: pip install 'svdq-edge[export]' brings what compiles and "
+        "draws; on a device, the bundle of `python -m engines.deploy` needs none of it."
+    )
 
 
 def nearest(word: str, known: list[str]) -> str:

@@ -214,11 +214,9 @@ def block_cases(folder: Path) -> list[Case]:
     return cases
 
 
-PRESETS_OF_BLOCK = ("fp16", "svdq-int4")
-
 _CHILD = """
 import sys, numpy as np
-from engines.measure import resident_bytes
+from engines.memory import resident_bytes
 from engines.session import Session
 import onnxruntime
 model, feeds = sys.argv[1], dict(np.load(sys.argv[2]))

@@ -98,8 +98,9 @@ def _time(
             code, log = trtexec.run([str(tool), *words])
         if code:
             raise UserError(f"trtexec {version} does not run {built.path.name} ({trtexec.failure(code, log)}).")
-        times, slow, information = (_text(Path(p), version) for p in (out.plan, out.model, out.layers))
-    measured, summary = trtexec.read_times(times), trtexec.read_summary(log)
+        slow, information = (_text(Path(p), version) for p in (out.model, out.layers))
+        measured = trtexec.read_times(Path(out.plan))
+    summary = trtexec.read_summary(log)
     listed = layers.parse(information)
     return {
         "compute_ms": trtexec.percentiles(measured["compute_ms"]),

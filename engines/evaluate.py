@@ -14,8 +14,9 @@ from artifact.files import written_whole
 from artifact.manifest import Artifact
 from artifact.sampling import Progress, Sampled, sample
 from engines import machine, metrics
+from engines.apart import Apart
 from engines.cost.where import presets_of, sweep
-from engines.measure import WARM_UP, Apart
+from engines.measure import WARM_UP, measure_apart
 from engines.pipeline import choose, load
 from engines.references import References
 from engines.sizes import preset_bytes
@@ -44,8 +45,8 @@ def evaluate(
     environment = machine.describe()  # before our own load
     batch = max(1, min(batch, PIXELS // references.images[0, ..., 0].size))
     with ExitStack() as started:
-        apart = {p: started.enter_context(Apart(artifact.root, p, repeats, threads)) for p in names}
-        pipelined = started.enter_context(Apart(artifact.root, names[0], 1, threads, memory="pipelined"))
+        apart = {p: started.enter_context(measure_apart(artifact.root, p, repeats, threads)) for p in names}
+        pipelined = started.enter_context(measure_apart(artifact.root, names[0], 1, threads, memory="pipelined"))
         measured: dict[str, Any] = {}
         rows = [_evaluate(artifact, p, references, batch, apart[p], threads, progress, measured) for p in names]
         if progress:

@@ -6,8 +6,6 @@ A process never gives back its peak, so a peak is honest only where nothing else
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,10 +15,9 @@ import numpy as np
 import typer
 
 from artifact.command import reported
-from artifact.errors import UserError
 from artifact.manifest import Artifact
+from engines.apart import Apart
 from engines.memory import Recorder, probe, trim
-from engines.memory import resident_bytes as resident_bytes
 from engines.modes import MODES, import_libraries
 
 WARM_UP = 1  # images drawn before any time counts
@@ -98,38 +95,16 @@ def _over_time(recorder: Recorder, mode: str) -> dict[str, Any]:
     }
 
 
-class Apart:
-    """`measure` in a fresh process that is started now: it imports its libraries and waits for `result` to ask.
+def measure_apart(
+    directory: Path | str, preset: str, repeats: int, threads: int | None, memory: str = "resident"
+) -> Apart:
+    """`measure` in a fresh process that imports its libraries at once and measures when `result` asks.
 
     Imports take longer than a small model's images, and may run beside other work; what is timed may not.
     """
-
-    def __init__(
-        self, directory: Path | str, preset: str, repeats: int, threads: int | None, memory: str = "resident"
-    ) -> None:
-        command = [sys.executable, "-m", "engines.measure", str(directory), "--preset", preset]
-        command += ["--repeats", str(repeats), "--memory", memory, "--wait"]
-        if threads:
-            command += ["--threads", str(threads)]
-        source = str(Path(__file__).resolve().parent.parent)
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [source, os.getenv("PYTHONPATH")]))}
-        self._preset = preset
-        self._process = subprocess.Popen(command, text=True, env=environment, stdin=-1, stdout=-1, stderr=-1)
-
-    def __enter__(self) -> Apart:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.communicate()
-
-    def result(self) -> dict[str, Any]:
-        """What `measure` returned there. Raises UserError with that process's own sentence where it fails."""
-        said, errors = self._process.communicate("\n")
-        if self._process.returncode:
-            last = (errors.strip().splitlines() or [f"it ended with code {self._process.returncode}"])[-1]
-            raise UserError(f"Measuring preset {self._preset!r} failed: {last.removeprefix('error: ')}")
-        return json.loads(said.strip().splitlines()[-1])
+    arguments = [str(directory), "--preset", preset, "--repeats", str(repeats), "--memory", memory, "--wait"]
+    arguments += ["--threads", str(threads)] if threads else []
+    return Apart("engines.measure", arguments, f"Measuring preset {preset!r}")
 
 
 def _spread(milliseconds: Any) -> dict[str, float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 
-from artifact.errors import UserError, nearest
+from artifact.errors import UserError, nearest, not_installed
 from artifact.manifest import Artifact
 from engines.memory import resident_bytes
 from engines.sizes import preset_bytes
@@ -61,11 +61,14 @@ def estimated_bytes(artifact: Artifact, preset: str, backend: str, mode: str) ->
 
 
 def import_libraries() -> None:
-    """Everything that drawing an image on the CPU imports, whatever the artifact."""
-    import onnx  # noqa: F401
-    import onnxruntime  # noqa: F401
+    """Everything that drawing an image on the CPU imports, whatever the artifact. Raises UserError without it."""
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
 
-    import engines.modules  # noqa: F401  (torch, diffusers, transformers)
+        import engines.modules  # noqa: F401  (torch, diffusers, transformers)
+    except ModuleNotFoundError as e:
+        raise (not_installed(e) or e) from None
 
 
 def _needs(artifact: Artifact, preset: str, backend: str) -> dict[str, int]:

@@ -68,8 +68,9 @@ def show(prediction: Prediction, title: str) -> None:
 
     console = Console()
     table = Table(title=f"{prediction.preset} on {title}", title_justify="left")
-    for heading in ("component", "calls", "ms a call\n(band)", "G operations", "MB moved", "weights", "activations"):
-        table.add_column(heading, justify="left" if heading == "component" else "right")
+    for heading in ("component", "calls", "ms a call\n(band)", "Gop", "MB moved", "weights", "activations"):
+        name = heading == "component"
+        table.add_column(heading, justify="left" if name else "right", no_wrap=name)
     for c in prediction.components:
         table.add_row(
             c.name, str(c.calls), _range(c.call_ms), f"{c.operations / 1e9:.3g}", f"{c.moved_bytes / 1e6:.3g}",

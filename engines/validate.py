@@ -19,6 +19,7 @@ from artifact.manifest import Artifact
 from artifact.sampling import Progress, Sampled
 from engines import evaluate, machine
 from engines.backends import choose_backend
+from engines.modes import import_libraries
 from engines.pipeline import choose, load
 from engines.validation import budgets, history, regression, table, trtexec_times
 from engines.validation.accelerator import accelerator
@@ -27,7 +28,7 @@ from engines.validation.disk import disk
 from engines.validation.fidelity import drawn, fidelity
 from engines.validation.latency import latency
 from engines.validation.notes import notes
-from engines.validation.process import WARM_UP, Run, import_libraries, record_apart
+from engines.validation.process import WARM_UP, Run, record_apart
 
 FORMAT = 1
 HELD, BROKEN = 0, 1  # 2: could not run

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import os
 import re
 import shutil
@@ -219,22 +220,28 @@ def benchmark_arguments(
     return [*words, f"--exportLayerInfo={out.layers}", "--profilingVerbosity=detailed"]
 
 
-def read_times(text: str) -> dict[str, list[float]]:
+def read_times(path: Path) -> dict[str, list[float]]:
     """--exportTimes: milliseconds of every query, "compute_ms" on the GPU and "latency_ms" with the transfers.
 
-    Raises UserError where it is not that.
+    A list with one object per query after the warm-up, the same from 8.6 to 11 (exportJSONTrace in
+    samples/common/sampleReporting.cpp). Raises UserError for a file that is not that.
     """
     try:
-        rows = json.loads(text)
-        times = {
-            "compute_ms": [float(r["computeMs"]) for r in rows],
-            "latency_ms": [float(r["latencyMs"]) for r in rows],
-        }
-        if not rows:
-            raise ValueError
-        return times
-    except (ValueError, KeyError, TypeError):
-        raise UserError("trtexec's times cannot be read (damaged, or of another version): run it again.") from None
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        times = {f"{kind}_ms": [float(r[f"{kind}Ms"]) for r in rows] for kind in ("latency", "compute")}
+    except OSError as e:
+        raise UserError(f"Cannot read {path} ({e.strerror}): give the file that trtexec --exportTimes wrote.") from None
+    except (ValueError, TypeError, KeyError) as e:
+        raise UserError(
+            f"{path} is not what trtexec --exportTimes writes ({type(e).__name__}: {e}): run trtexec again to its end."
+        ) from None
+    if not rows:
+        raise UserError(f"{path} holds no inference: give trtexec a longer --duration or more --iterations.")
+    bad = [t for t in times["latency_ms"] if not (math.isfinite(t) and t > 0)]
+    bad += [t for t in times["compute_ms"] if not (math.isfinite(t) and t >= 0)]
+    if bad:
+        raise UserError(f"{path} holds a time of {bad[0]} ms: run trtexec again.")
+    return times
 
 
 def read_profile(text: str) -> list[dict[str, Any]]:

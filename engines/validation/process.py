@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from artifact.command import reported
-from artifact.errors import UserError
+from engines.apart import Apart
 
 WARM_UP = 2  # images before any time counts: the first allocates, the second may record a CUDA graph
 
@@ -47,12 +43,13 @@ def record(run: Run, clock: Callable[[], float] = time.perf_counter) -> dict[str
     measured, `before_load_bytes` once the libraries are imported, `peak_bytes` from there until the last image,
     `end_bytes` after it; `notes`: sentences on what went otherwise than asked.
     """
-    import_libraries()
     from engines.memory import Recorder, probe
+    from engines.modes import import_libraries
     from engines.pipeline import load
     from engines.validation.latency import enough
     from engines.validation.timing import repeat
 
+    import_libraries()
     memory = probe(run.backend)
     before = memory.now()
     with contextlib.ExitStack() as stack:
@@ -96,39 +93,10 @@ def record(run: Run, clock: Callable[[], float] = time.perf_counter) -> dict[str
         }
 
 
-def import_libraries() -> None:
-    """What drawing needs, so that it does not count as the engines'. Raises UserError where it is not installed."""
-    try:
-        import engines.modules  # noqa: F401
-    except ModuleNotFoundError as e:
-        raise UserError(
-            f"Drawing needs the Python package {e.name}, which is not installed here: pip install svdq-edge (without "
-            "extras), or run the bundle's own run.py, which does without."
-        ) from None
-
-
 def record_apart(run: Run) -> dict[str, Any]:
     """`record` in a fresh process. Raises UserError with that process's own sentence where it fails."""
-    source = str(Path(__file__).resolve().parent.parent.parent)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [source, os.getenv("PYTHONPATH")]))}
-    command = [sys.executable, "-m", "engines.validation.process", json.dumps(asdict(run))]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode:
-        raise UserError(f"Measuring preset {run.preset!r} failed: {_reason(done)}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def _reason(done: subprocess.CompletedProcess[str]) -> str:
-    """The last line that a process said, or which signal ended it."""
-    if done.returncode == -signal.SIGKILL:
-        return (
-            "the system killed the process, most likely because memory ran out; close other programs or use a "
-            "smaller preset or --max-memory."
-        )
-    if done.returncode < 0:
-        return f"the process was ended by signal {-done.returncode}."
-    lines = done.stderr.strip().splitlines() or [f"the process ended with code {done.returncode}."]
-    return lines[-1].removeprefix("error: ")
+    with Apart("engines.validation.process", [json.dumps(asdict(run))], f"Measuring preset {run.preset!r}") as apart:
+        return apart.result()
 
 
 def main() -> None:

@@ -1,22 +1,14 @@
-"""trtexec's own timings: the JSON file that `trtexec --exportTimes=FILE` writes, the same from TensorRT 8.6 to 11.
-
-A list with one object for each inference after trtexec's warm-up, milliseconds: `startEnqMs`, `endEnqMs`, ... and
-`h2dMs`, `computeMs`, `d2hMs`, `latencyMs` = the sum of these three. Source: exportJSONTrace in
-samples/common/sampleReporting.cpp of github.com/NVIDIA/TensorRT, read at v8.6.0, v10.3.0 and v11.1.
-"""
+"""trtexec's own timings, the files that `trtexec --exportTimes=FILE` wrote, as the validator's figures."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from artifact.errors import UserError, nearest
+from engines.trt.trtexec import read_times
 from engines.validation import drift, timing
-
-LATENCY, COMPUTE = "latencyMs", "computeMs"
 
 
 def files_by_component(given: Iterable[str], components: Sequence[str]) -> dict[str, Path]:
@@ -40,22 +32,8 @@ def read(path: Path) -> dict[str, Any]:
     `compute_p50_ms`: on the GPU alone, without the copies. `note`: the drift of the device, or None. Raises UserError
     for a file that is not trtexec's.
     """
-    try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-        latency = [float(r[LATENCY]) for r in records]
-        compute = [float(r[COMPUTE]) for r in records]
-    except OSError as e:
-        raise UserError(f"Cannot read {path} ({e.strerror}): give the file that trtexec --exportTimes wrote.") from None
-    except (ValueError, TypeError, KeyError) as e:
-        raise UserError(
-            f"{path} is not what trtexec --exportTimes writes ({type(e).__name__}: {e}): run trtexec again to its end."
-        ) from None
-    if not latency:
-        raise UserError(f"{path} holds no inference: give trtexec a longer --duration or more --iterations.")
-    bad = [t for t in latency if not (math.isfinite(t) and t > 0)]
-    bad += [t for t in compute if not (math.isfinite(t) and t >= 0)]
-    if bad:
-        raise UserError(f"{path} holds a time of {bad[0]} ms: run trtexec again.")
+    times = read_times(path)
+    latency, compute = times["latency_ms"], times["compute_ms"]
     found = timing.summary([[t] for t in latency])
     return {
         "file": path.name,

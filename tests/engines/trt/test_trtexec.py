@@ -158,7 +158,7 @@ def test_times_profile_and_summary_of_three_versions_are_read(version: str) -> N
     def text(kind: str, end: str = "json") -> str:
         return (DATA / f"{kind}-{version}.{end}").read_text(encoding="utf-8")
 
-    times = trtexec.read_times(text("times"))
+    times = trtexec.read_times(DATA / f"times-{version}.json")
     first = {"8.6": 2.0, "10.3": 1.5, "11.1": 1.25}[version]
     assert times["compute_ms"] == pytest.approx([first + 0.01 * i for i in range(20)])
     transfers = 0.0 if version == "11.1" else 0.1
@@ -174,9 +174,11 @@ def test_times_profile_and_summary_of_three_versions_are_read(version: str) -> N
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '[{"computeMs": 1}]', '[{"computeMs": "x", "latencyMs": 1}]', "[1]"])
-def test_damaged_times_are_one_sentence(text: str) -> None:
-    with pytest.raises(UserError, match="trtexec's times cannot be read"):
-        trtexec.read_times(text)
+def test_damaged_times_are_one_sentence(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "times.json"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match="times.json (is not what trtexec --exportTimes writes|holds no inference)"):
+        trtexec.read_times(file)
 
 
 @pytest.mark.parametrize("text", ["", '[{"name": "a"}]', "[1]", '[{"count": 3}, {"name": "a", "averageMs": "x"}]'])

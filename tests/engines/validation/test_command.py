@@ -23,6 +23,7 @@ from artifact.errors import UserError
 from artifact.manifest import NAME, Artifact
 from artifact.sampling import initial_noise, sample
 from engines import metrics, validate
+from engines.apart import reason
 from engines.validation import history, process
 from tests.engines.tiny import PROMPTS, SIDE, Tiny
 
@@ -347,10 +348,9 @@ def test_a_history_that_cannot_be_written_costs_no_result(
 
 
 def test_the_reason_of_a_process_that_was_killed() -> None:
-    killed = subprocess.CompletedProcess([], -9, "", "")
-    assert "memory ran out" in process._reason(killed)
-    assert process._reason(subprocess.CompletedProcess([], -11, "", "")) == "the process was ended by signal 11."
-    assert process._reason(subprocess.CompletedProcess([], 2, "", "x\nerror: Why.\n")) == "Why."
+    assert "memory ran out" in reason(-9, "")
+    assert reason(-11, "") == "the process was ended by signal 11."
+    assert reason(2, "x\nerror: Why.\n") == "Why."
 
 
 def test_it_is_imported_and_refuses_in_a_sentence_without_torch(flux: Tiny) -> None:
@@ -363,7 +363,7 @@ def test_it_is_imported_and_refuses_in_a_sentence_without_torch(flux: Tiny) -> N
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False, env=environment)
     # The process that measures is another one, which has torch; the one that draws has not.
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("error: Drawing needs the Python package") and done.stderr.count("\n") == 1
+    assert "is not installed: pip install 'svdq-edge[export]'" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_measuring_stops_by_the_clock_that_it_is_given(flux: Tiny) -> None:
