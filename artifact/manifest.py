@@ -24,9 +24,9 @@ Layout (`format` 1)::
     files       {path: {"sha256": ..., "bytes": ...}} of everything a reader may open
     exports     {component: [{"shapes": {...}, "max_abs_error": ..., "max_abs": ..., "relative": ...,
                         "allowed": ...}, ...]}: check against torch
-    layers      {preset: {layer: {"error": ..., "alpha": ..., "beta": ..., "rank": ..., "k": ..., "n": ...,
-                        "scheme": ..., "bytes": ..., "bytes_16bit": ...}}}
-    references  {"prompts": [...], "seeds": [...], "files": [...]} or absent
+    layers      {preset: {component: {layer: {"error": ..., "alpha": ..., "beta": ..., "rank": ..., "k": ...,
+                        "n": ..., "scheme": ..., "bytes": ..., "bytes_16bit": ...}}}}
+    references  {"prompts": [...], "seeds": [...], "files": [...]}, or {} where none were drawn
     skipped     [sentence, ...]: steps that were not done, and why
 """
 

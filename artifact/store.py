@@ -17,6 +17,10 @@ from safetensors.numpy import load, save
 from artifact.files import written_whole
 
 DIGEST_BYTES = 32
+_NUMPY = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "I64": np.int64, "I32": np.int32, "I16": np.int16,
+    "I8": np.int8, "U8": np.uint8, "U16": np.uint16, "BOOL": np.bool_,
+}  # fmt: skip
 _DTYPES = "dtypes"  # metadata key: arrays stored as another type's bits
 
 
@@ -54,6 +58,21 @@ class Store:
         odd = {k: v.dtype.name for k, v in plain.items() if v.dtype.name == "bfloat16"}
         plain = {k: v.view(np.uint16) if k in odd else v for k, v in plain.items()}
         self.put_bytes(key, save(plain, metadata={**meta, _DTYPES: json.dumps(odd)}))
+
+    def describe(self, key: str) -> tuple[dict[str, tuple[np.dtype, tuple[int, ...]]], dict[str, str]] | None:
+        """{array: (dtype, shape)} and metadata of what `put_arrays` stored, or None.
+
+        Reads the entry's head alone: whether the arrays are whole shows when they are read.
+        """
+        try:
+            with open(self.path(key), "rb") as f:
+                header = json.loads(f.read(int.from_bytes(f.read(8), "little")))
+        except (FileNotFoundError, ValueError, OverflowError, MemoryError):
+            return None
+        meta = header.pop("__metadata__")
+        odd = json.loads(meta.pop(_DTYPES))
+        kinds = {k: np.dtype(odd.get(k) or _NUMPY[v["dtype"]]) for k, v in header.items()}
+        return {k: (kinds[k], tuple(v["shape"])) for k, v in header.items()}, meta
 
     def get_arrays(self, key: str) -> tuple[dict[str, np.ndarray], dict[str, str]] | None:
         """What `put_arrays` stored, or None."""

@@ -39,8 +39,7 @@ def evaluate(
     at batch 1 in a process of their own. Image files go to report/images/<preset>/ in the artifact. docs/report.md
     explains every field. Raises UserError for an unknown preset, and where the artifact holds no references.
     """
-    manifest = artifact.manifest
-    names = [choose(artifact, p) for p in (presets or manifest["presets"])]
+    names = [choose(artifact, p) for p in (presets or artifact.manifest["presets"])]
     references = References.read(artifact)
     environment = machine.describe()  # before our own load
     batch = max(1, min(batch, PIXELS // references.images[0, ..., 0].size))
@@ -52,6 +51,52 @@ def evaluate(
         if progress:
             progress(0, 1, f"{names[0]}: memory, pipelined")
         over_time = _memory_over_time(names[0], measured[names[0]], pipelined.result())
+    return _about(artifact, names) | {
+        "machine": environment,
+        "settings": {"batch": batch, "repeats": repeats, "warm_up": WARM_UP, "threads": threads},
+        "generation": references.generation,
+        "prompts": references.prompts,
+        "seeds": references.seeds,
+        "pictured": references.pictured(),
+        "reference": {"prompt_score": prompt_score(references.images, references.prompts)},
+        "presets": rows,
+        "memory_over_time": over_time,
+        "where": sweep(artifact, presets_of(rows), threads),
+    }
+
+
+def describe(artifact: Artifact) -> dict[str, Any]:
+    """What `evaluate` returns, of an artifact without references: sizes, layers and predictions; nothing is run."""
+    names = artifact.manifest["presets"]
+    unknown = dict.fromkeys(
+        ("fidelity", "prompt_score", "latency", "seconds_per_image_in_batch", "memory"), None
+    )  # fmt: skip
+    rows = [
+        {
+            "name": p,
+            **unknown,
+            "layer_error": layer_error(layers_of(artifact, p)),
+            "size": _size(artifact, p),
+            "images": {},
+        }
+        for p in names
+    ]
+    return _about(artifact, names) | {
+        "machine": machine.describe(),
+        "settings": {"batch": 1, "repeats": 1, "warm_up": WARM_UP, "threads": None},
+        "generation": artifact.manifest["generation"],
+        "prompts": [],
+        "seeds": [],
+        "pictured": [],
+        "reference": {"prompt_score": None},
+        "presets": rows,
+        "where": sweep(artifact, presets_of(rows)),
+    }
+
+
+def _about(artifact: Artifact, names: Sequence[str]) -> dict[str, Any]:
+    """What the report repeats of the manifest."""
+    manifest = artifact.manifest
     return {
         "format": FORMAT,
         "name": manifest["name"],
@@ -61,20 +106,25 @@ def evaluate(
         "dtype": manifest["dtype"],
         "built_with": manifest["versions"],
         "measured_with": machine.versions(),
-        "machine": environment,
-        "settings": {"batch": batch, "repeats": repeats, "warm_up": WARM_UP, "threads": threads},
-        "generation": references.generation,
-        "prompts": references.prompts,
-        "seeds": references.seeds,
-        "pictured": references.pictured(),
-        "reference": {"prompt_score": prompt_score(references.images, references.prompts)},
-        "presets": rows,
-        "layers": {p: manifest["layers"][p] for p in names if p in manifest["layers"]},
+        "layers": {p: found for p in names if (found := layers_of(artifact, p))},
         "exports": manifest["exports"],
-        "memory_over_time": over_time,
-        "where": sweep(artifact, presets_of(rows), threads),
         "skipped": list(manifest["skipped"]),
     }
+
+
+def layers_of(artifact: Artifact, preset: str) -> dict[str, Any]:
+    """A preset's 4-bit layers by name, which begins with the component where several have some."""
+    by_component = artifact.manifest["layers"].get(preset, {})
+    return {
+        name if len(by_component) == 1 else f"{component}.{name}": row
+        for component, rows in by_component.items()
+        for name, row in rows.items()
+    }
+
+
+def _size(artifact: Artifact, preset: str) -> dict[str, Any]:
+    sizes = preset_bytes(artifact, preset)
+    return {"components": sizes, "total_bytes": sum(sizes.values())}
 
 
 def _evaluate(
@@ -92,16 +142,15 @@ def _evaluate(
     if progress:
         progress(0, 1, f"{preset}: latency and memory")
     measured = kept[preset] = apart.result()
-    sizes = preset_bytes(artifact, preset)
     return {
         "name": preset,
         "fidelity": fidelity(drawn, references),
         "prompt_score": prompt_score(drawn.images, references.prompts),
-        "layer_error": layer_error(artifact.manifest["layers"].get(preset, {})),
+        "layer_error": layer_error(layers_of(artifact, preset)),
         "latency": {k: measured[k] for k in ("load_s", "components", "step", "image")},
         "seconds_per_image_in_batch": seconds / len(references.prompts),
         "memory": {k: measured[k] for k in ("before_load_bytes", "peak_bytes")},
-        "size": {"components": sizes, "total_bytes": sum(sizes.values())},
+        "size": _size(artifact, preset),
         "images": _keep_images(artifact.root, preset, drawn.images, references.pictured()),
     }
 

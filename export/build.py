@@ -60,15 +60,26 @@ def main(
         int | None, typer.Option(help="Channels that share a scale, 64 or 128 [default: 64].")
     ] = None,
     dtype: Annotated[str, typer.Option(help="Type of the graphs: float16 or float32.")] = Options.dtype,
+    data_free: Annotated[bool, typer.Option("--data-free", help="Calibrate on nothing: weights alone.")] = False,
     prompts: Annotated[Path | None, typer.Option(help="Calibration prompts, one per line, UTF-8.")] = None,
     calibration: Annotated[int, typer.Option(help="How many calibration prompts are used.")] = Options.calibration,
     rows: Annotated[int, typer.Option(help="Calibration samples kept per layer input.")] = Options.rows,
     reference_prompts: Annotated[Path | None, typer.Option(help="Prompts that the report is measured on.")] = None,
-    references: Annotated[int, typer.Option(help="How many of them are used.")] = Options.references,
+    references: Annotated[
+        int, typer.Option(help="How many of them are used; 0: measure nothing.")
+    ] = Options.references,
+    keep_fp16: Annotated[
+        bool | None,
+        typer.Option("--keep-fp16/--drop-fp16", help="Write the 16-bit graphs, too [default: up to 2 GiB]."),
+    ] = None,
+    text_encoder_bits: Annotated[
+        str, typer.Option(help="4 (weights only), 16, or auto: 4 for large ones.")
+    ] = Options.text_encoder_bits,
     steps: Annotated[int | None, typer.Option(help="Denoising steps [default: the model's].")] = None,
     seed: Annotated[int, typer.Option(help="Seed of noise, sampling and randomised SVD.")] = Options.seed,
     jobs: Annotated[int | None, typer.Option(help="Worker processes [default: one per core].")] = None,
     cache: Annotated[Path | None, typer.Option(help="Store of finished work [default: <out>/.cache].")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
     config: Annotated[
         Path | None, typer.Option(help="YAML file of these flags.", is_eager=True, callback=_defaults)
     ] = None,
@@ -80,9 +91,15 @@ def main(
     with reported(debug, offline=False):
         options = Options(
             model, preset, tuple(p.strip() for p in compare.split(",") if p.strip()), target, out, rank, reserve_rank,
-            group_size, dtype, prompts, calibration, rows, reference_prompts, references, steps, seed, jobs, cache,
+            group_size, dtype, prompts, calibration, rows, data_free, reference_prompts, references, keep_fp16,
+            text_encoder_bits, steps, seed, jobs, cache,
         )  # fmt: skip
         options.check()
+        if dry_run:
+            from export.dry_run import dry_run as say
+
+            say(options)
+            return
         from export.compile import compile_model  # late: --help and a bad flag should not wait for torch
 
         artifact, results = compile_model(options, Stages(quiet, verbose))
@@ -91,9 +108,8 @@ def main(
 
             show(results)
             print(f"\nreport  {artifact.root / 'report.html'}")
-            print(
-                f'run     python -m engines.run {artifact.root} --prompt "{results["prompts"][0]}" --output image.png'
-            )
+            prompt = (results["prompts"] or ["a red fox in snow"])[0]
+            print(f'run     python -m engines.run {artifact.root} --prompt "{prompt}" --output image.png')
 
 
 if __name__ == "__main__":

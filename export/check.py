@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime
 import torch
 
+from engines.memory import available_bytes
 from export.components import DTYPES, Component
 from export.source import Source
 
@@ -23,6 +24,19 @@ DRAWS = 8
 
 class ExportDiffers(Exception):
     """The graph computes something else than the torch module: a fault of the exporter or of a family's row."""
+
+
+def obstacle(path: Path | None, weights: int) -> str | None:
+    """Why a graph with that many weights cannot be compared here; None where it can.
+
+    torch holds the module in float32 and onnxruntime, where the CPU has no 16-bit arithmetic, the graph again.
+    """
+    if path is None:
+        return "its 16-bit graph is not written (--keep-fp16 writes it)"
+    needed, free = 2 * 4 * weights, available_bytes()
+    if needed > free:
+        return f"that takes {needed / 1e9:.0f} GB of memory, {free / 1e9:.0f} GB are free"
+    return None
 
 
 def check_against_torch(model_path: Path, source: Source, component: Component, dtype: str) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,8 @@ from artifact.files import written_whole
 from export.plan import Build
 from export.rewrite import Models, Written
 from passes.layers import Layer
-from passes.solve import StoredLayers
+from passes.solved import Solved
+from passes.solver.solved import ARRAYS
 
 
 def copy_folders(build: Build) -> dict[str, str]:
@@ -51,14 +53,27 @@ def describe_components(build: Build, graphs: Mapping[str, ir.Model], models: Wr
     return described
 
 
-def layer_rows(layers: Sequence[Layer], solved: StoredLayers) -> dict[str, Any]:
-    """The manifest's `layers` of one preset."""
+def describe_layers(
+    build: Build, layers: Mapping[str, Sequence[Layer]], solved: Mapping[str, Mapping[str, Solved]]
+) -> dict[str, Any]:
+    """The manifest's `layers`: {preset: {component: {layer: row}}}."""
+    found: dict[str, Any] = {}
+    for part in build.quantised:
+        for preset in build.presets:
+            if (form := build.form(part, preset)) in solved.get(part.name, {}):
+                found.setdefault(preset, {})[part.name] = layer_rows(layers[part.name], solved[part.name][form])
+    return found
+
+
+def layer_rows(layers: Sequence[Layer], solved: Solved) -> dict[str, Any]:
+    """The rows of one component in the manifest's `layers` of one preset."""
     rows = {}
     for layer in layers:
         found = solved[layer.name]
-        arrays = found.layer.arrays()
-        # Codes are held one to a byte here and packed two to a byte in the file.
-        size = sum(a.nbytes for n, a in arrays.items() if n != "qweight") + found.layer.qweight.size // 2
+        specs = [found.layer.spec(field) for field in ARRAYS if field != "qweight"]
+        # Codes count one to a byte there and are packed two to a byte in the file.
+        size = sum(math.prod(shape) * kind.itemsize for kind, shape in specs)
+        size += math.prod(found.layer.spec("qweight")[1]) // 2
         rows[layer.name] = {
             "error": found.layer.error, "alpha": found.layer.alpha, "beta": found.layer.beta,
             "rounds": found.layer.rounds, "rank": found.rank, "k": layer.k, "n": layer.n, "scheme": layer.scheme,

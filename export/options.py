@@ -11,6 +11,8 @@ from engines import targets
 from passes.presets import PRESETS
 from plugins.svdq_linear.spec import GROUP_SIZES
 
+BASELINE = "fp16"
+
 
 @dataclass(frozen=True)
 class Options:
@@ -28,7 +30,10 @@ class Options:
     prompts      file of calibration prompts, one per line
     calibration  how many of them are used
     rows         calibration samples kept per layer input
-    reference_prompts, references  file and number of the prompts that the report is measured on
+    data_free    no calibration: the solver sees weights alone
+    reference_prompts, references  file and number of the prompts that the report is measured on; 0: no measurement
+    keep_fp16    whether the 16-bit graphs of quantised components are written; None: where they are small
+    text_encoder_bits  "4" (weights alone), "16", or "auto": 4 bits for large ones
     steps        denoising steps of calibration and references
     seed         of calibration, references and the solver's randomised SVD
     jobs         worker processes; default one per core
@@ -47,8 +52,11 @@ class Options:
     prompts: Path | None = None
     calibration: int = 32
     rows: int = 512
+    data_free: bool = False
     reference_prompts: Path | None = None
     references: int = 16
+    keep_fp16: bool | None = None
+    text_encoder_bits: str = "auto"
     steps: int | None = None
     seed: int = 0
     jobs: int | None = None
@@ -56,8 +64,8 @@ class Options:
 
     @property
     def presets(self) -> list[str]:
-        """Everything that is built, the default first, the 16-bit baseline of every report always."""
-        return list(dict.fromkeys([self.preset, *self.compare, "fp16"]))
+        """The presets that were asked for, the default first."""
+        return list(dict.fromkeys([self.preset, *self.compare]))
 
     def check(self) -> None:
         """Raises UserError for a value that no build can have, before anything is read or written."""
@@ -76,7 +84,13 @@ class Options:
             raise UserError(
                 f"--reserve-rank is {self.reserve_rank}: give 0, or the rank of the LoRAs to make room for."
             )
-        for flag in ("calibration", "rows", "references", "steps", "jobs"):
+        if self.text_encoder_bits not in ("auto", "4", "16"):
+            raise UserError(f"--text-encoder-bits is {self.text_encoder_bits!r}: give 4, 16 or auto.")
+        if self.data_free and self.prompts is not None:
+            raise UserError("--data-free calibrates on nothing: leave out --prompts, or --data-free.")
+        if self.references < 0:
+            raise UserError(f"--references is {self.references}: give a number of prompts, or 0 for no measurement.")
+        for flag in ("calibration", "rows", "steps", "jobs"):
             value = getattr(self, flag)
             if value is not None and value < 1:
                 raise UserError(f"--{flag} is {value}: give 1 or more.")

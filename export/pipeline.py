@@ -3,36 +3,72 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 
+from engines.memory import available_bytes
+from export.components import Component, components
 from export.families import pipeline_row
+from export.offload import offloaded
 from export.source import Source
 
 
-def load_pipeline(source: Source) -> Any:
+def load_pipeline(source: Source, max_bytes: int | None = None) -> Any:
     """The diffusers pipeline from safetensors only, without the safety checker and without code of the model.
 
-    On a CPU the 16-bit weights compute in float32; on a GPU in float16, or bfloat16 where the files are bfloat16.
-    Raises UserError for a pipeline class that is not supported.
+    On a CPU the 16-bit weights compute in float32; on a GPU in float16, or bfloat16 where the files are bfloat16. What
+    would not fit `max_bytes` (None: 70 % of the memory that is free) stays in its files, the largest module first, and
+    is read while it runs (offload.py). Raises UserError for a pipeline class that is not supported.
     """
     import diffusers
 
     cls = getattr(diffusers, pipeline_row(source.pipeline).cls)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    extra = {} if source.index.get("safety_checker") is None else {"safety_checker": None}
+    dtype = torch.float32 if device == "cpu" else _stored_dtype(source)
+    left_out = _too_large(source, dtype, _free(device) * 7 // 10 if max_bytes is None else max_bytes)
+    extra: dict[str, Any] = {c.module: offloaded(source, c, device, dtype) for c in left_out}
+    if source.index.get("safety_checker") is not None:
+        extra["safety_checker"] = None
     with _no_advice():
         pipe = cls.from_pretrained(
             source.root,
-            dtype=torch.float32 if device == "cpu" else _stored_dtype(source),
+            dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
             variant=source.variant,
             **extra,
         )
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device)
+    if not left_out:
+        return pipe.to(device)
+    for name, module in pipe.components.items():
+        if isinstance(module, torch.nn.Module) and name not in extra:
+            module.to(device)
+            # diffusers asks the first module that it meets for the device, which an offloaded one does not know.
+            add_hook_to_module(module, AlignDevicesHook(execution_device=device))
+    return pipe
+
+
+def _too_large(source: Source, dtype: torch.dtype, most: int) -> list[Component]:
+    """The components to leave in their files, so that the others' weights fit `most` bytes."""
+    parts = {c.module: c for c in components(source)}  # a VAE is two components and one module
+    sizes = {m: dtype.itemsize * sum(math.prod(w.shape) for w in source.weights(m).values()) for m in parts}
+    left_out = []
+    for module in sorted(sizes, key=lambda m: -sizes[m]):
+        if sum(sizes.values()) <= most:
+            break
+        if not parts[module].role.startswith("vae"):  # called by other names than forward
+            del sizes[module]
+            left_out.append(parts[module])
+    return left_out
+
+
+def _free(device: str) -> int:
+    """Bytes that a program can take on the device."""
+    return torch.cuda.mem_get_info()[0] if device == "cuda" else available_bytes()
 
 
 def denoiser_of(pipe: Any) -> torch.nn.Module:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from safetensors.numpy import save_file
 
@@ -76,7 +77,7 @@ def _draw(
 
 def _key(source: Source, pipe: Any, prompts: Sequence[str], seeds: Sequence[int]) -> str:
     versions = {p: importlib.metadata.version(p) for p in ("torch", "diffusers", "transformers")}
-    arithmetic = f"{pipe.device.type} {pipe.dtype}"
+    arithmetic = f"{'cuda' if torch.cuda.is_available() else 'cpu'} {pipe.vae.dtype}"  # others may be offloaded
     parts = (list(prompts), list(seeds), source.generation, versions, arithmetic)
     return key_of("references", str(NUMERICS), source.sha256, json.dumps(parts, sort_keys=True))
 

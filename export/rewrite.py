@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from artifact.errors import UserError
 from export.components import Component
-from export.options import Options
+from export.options import BASELINE, Options
 from export.plan import Build
 from passes.layers import Layer
 from passes.policy import Policy
@@ -19,13 +19,12 @@ from passes.solved import Solved
 from passes.verify_tensorrt import objection
 from passes.write import write_model
 
-BASELINE = "fp16"
 Models = dict[str, dict[str, list[Path]]]  # {component: {preset: files, the .onnx last}}
 
 
 @dataclass(frozen=True)
 class Written:
-    """The models of a build. Every component is there for every preset; only the denoiser's differ.
+    """The models of a build. Every component is there for every preset; presets share what is alike.
 
     A graph without 4-bit layers is one file in both forms: TensorRT parses the portable one. `skipped` says what
     `tensorrt` lacks, and why.
@@ -71,42 +70,49 @@ def check_reserve(options: Options, layers: Sequence[Layer]) -> None:
 
 
 def rewrite(
-    build: Build, graphs: Mapping[str, ir.Model], solved: Mapping[str, Solved], refused: Mapping[str, str]
+    build: Build,
+    graphs: Mapping[str, ir.Model],
+    solved: Mapping[str, Mapping[str, Solved]],
+    refused: Mapping[str, str],
 ) -> Written:
-    """Write every model; those of `refused` components (see `refusals`) in the portable form alone."""
-    presets = build.options.presets
+    """Write every model; those of `refused` components (see `refusals`) in the portable form alone.
+
+    `solved`: {component: {form: layers}}.
+    """
     written = Written({}, {}, [f"No TensorRT form of {name}: {reason}." for name, reason in refused.items()])
+    unfit = []
     with build.stages.stage("rewrite") as tick:
         for i, part in enumerate(build.components):
-            denoises = part is build.denoiser
             portable, tensorrt = {}, {}
-            for name in presets if denoises else [BASELINE]:
-                tick(i, len(build.components), f"{part.name} {name}")
-                layers = solved.get(name, {})
-                portable[name] = _portable(build, part, graphs[part.name], name, layers)
-                if part.name not in refused and (not layers or _half(build)):
-                    tensorrt[name] = _lowered(build, portable[name], name, len(layers)) if layers else portable[name]
-            written.portable[part.name] = portable if denoises else dict.fromkeys(presets, portable[BASELINE])
+            for form in build.forms(part):
+                tick(i, len(build.components), f"{part.name} {form}")
+                layers = solved.get(part.name, {}).get(form, {})
+                portable[form] = _portable(build, part, graphs[part.name], form, layers)
+                if layers and not _half(build, part):
+                    unfit.append(f"{part.name} {form}")
+                elif part.name not in refused:
+                    tensorrt[form] = _lowered(build, portable[form], form, len(layers)) if layers else portable[form]
+            wanted = {preset: build.form(part, preset) for preset in build.presets}
+            written.portable[part.name] = {p: portable[f] for p, f in wanted.items()}
             if tensorrt:
-                written.tensorrt[part.name] = tensorrt if denoises else dict.fromkeys(presets, tensorrt[BASELINE])
-    if not _half(build) and solved:
+                written.tensorrt[part.name] = {p: tensorrt[f] for p, f in wanted.items() if f in tensorrt}
+    if unfit:
         written.skipped.append(
-            f"No plugin form of {', '.join(solved)}: the plugin computes in float16 and the graphs are "
-            f"{build.options.dtype}; build with --dtype float16 for TensorRT."
+            f"No plugin form of {', '.join(unfit)}: the plugin computes in float16 and these graphs are float32; build "
+            "with --dtype float16 for TensorRT."
         )
     return written
 
 
-def _half(build: Build) -> bool:
-    """Whether the denoiser's graph has a type that the plugin computes in."""
-    return build.denoiser.dtype(build.options.dtype) == "float16"
+def _half(build: Build, part: Component) -> bool:
+    """Whether the component's graph has a type that the plugin computes in."""
+    return part.dtype(build.options.dtype) == "float16"
 
 
-def _portable(build: Build, part: Component, graph: ir.Model, preset: str, layers: Solved) -> list[Path]:
+def _portable(build: Build, part: Component, graph: ir.Model, form: str, layers: Solved) -> list[Path]:
     """Write the portable form; the graph itself stays as it is."""
-    policy = build.policy if part is build.denoiser else Policy()
-    model = PRESETS[preset].apply(graph.clone(), policy, layers)
-    return write_model(model, build.out / part.name / f"{preset}.onnx")
+    model = PRESETS[form].apply(graph.clone(), build.policy(part), layers)
+    return write_model(model, build.out / part.name / f"{form}.onnx")
 
 
 def _lowered(build: Build, portable: list[Path], preset: str, layers: int) -> list[Path]:

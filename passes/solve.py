@@ -2,41 +2,75 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import lru_cache
+from typing import Any
+
+import numpy as np
 
 from artifact.errors import UserError
-from artifact.store import Store
+from artifact.store import Store, key_of
 from passes.layers import Layer
 from passes.presets import Preset
 from passes.solved import Quantised
 from passes.solver import Job, Recipe, SolvedLayer, solve_into
+from passes.solver.key import numerics
+from passes.solver.solved import ARRAYS
 from passes.weights import LayerLoader, Stored
 
 
+class StoredLayer:
+    """A SolvedLayer that lies in the store: its arrays are read, and checked, when they are asked for."""
+
+    def __init__(self, store: Store, key: str, read: Callable[[str], SolvedLayer]) -> None:
+        self._key, self._read = key, read
+        found = store.describe(key)
+        if found is None:
+            raise _lost(store)
+        self._specs, meta = found
+        self.error, self.alpha, self.beta = (float(meta[k]) for k in ("error", "alpha", "beta"))
+        self.rounds = int(meta["rounds"])
+
+    def spec(self, field: str) -> tuple[np.dtype, tuple[int, ...]]:
+        """dtype and shape of one of a SolvedLayer's arrays."""
+        if field == "qweight":
+            return np.dtype(np.int8), (*self._specs["bias"][1], *self._specs["inv_smooth"][1])
+        return self._specs[field]
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in ARRAYS:
+            raise AttributeError(name)
+        return getattr(self._read(self._key), name)
+
+
 class StoredLayers(Mapping[str, Quantised]):
-    """Solved layers by name, each read from the store when it is asked for: memory holds a few, never all."""
+    """Solved layers by name, read from the store when their arrays are asked for: memory holds a few, never all."""
 
     def __init__(self, store: Store, keys: Mapping[str, str], recipes: Mapping[str, Recipe]) -> None:
-        self.keys_by_name, self.recipes = dict(keys), dict(recipes)
-
-        @lru_cache(maxsize=4)
+        @lru_cache(maxsize=2)
         def read(key: str) -> SolvedLayer:
             entry = store.get_arrays(key)
             if entry is None:
-                raise UserError(f"The store {store.root} lost an entry while it was read: run the same command again.")
+                raise _lost(store)
             return SolvedLayer.from_arrays(*entry)
 
-        self._read = read
+        self.keys_by_name = dict(keys)
+        self._layers = {n: Quantised(recipes[n], StoredLayer(store, key, read)) for n, key in keys.items()}
 
     def __getitem__(self, name: str) -> Quantised:
-        return Quantised(self.recipes[name], self._read(self.keys_by_name[name]))
+        return self._layers[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.keys_by_name)
+        return iter(self._layers)
 
     def __len__(self) -> int:
-        return len(self.keys_by_name)
+        return len(self._layers)
+
+
+def _lost(store: Store) -> UserError:
+    return UserError(f"The store {store.root} lost an entry while it was read: run the same command again.")
 
 
 def recipes(
@@ -65,11 +99,18 @@ def solve(
     store: Store,
     workers: int,
     progress: Callable[[str], None] | None = None,
+    source: str = "",
 ) -> StoredLayers:
     """Solve what the store does not hold yet.
 
-    `tensors`: the source's weights by name; `samples`: store keys of calibration samples by Layer.input.
+    `tensors`: the source's weights by name; `samples`: store keys of calibration samples by Layer.input; `source`: what
+    tells these weights from all others, so that a layer solved before is found without reading them.
     """
+    aliases = _aliases(layers, recipes_by_name, samples, source)
+    keys = known_layers(layers, recipes_by_name, samples, store, source) if source else {}
+    for name in keys:
+        if progress is not None:
+            progress(f"{name}: from the store")
     jobs = [
         Job(
             layer.name,
@@ -78,9 +119,37 @@ def solve(
             layer.k * layer.n,
         )
         for layer in layers
+        if layer.name not in keys
     ]
-    keys = solve_into(jobs, store, workers, progress)
+    for name, key in solve_into(jobs, store, workers, progress).items():
+        keys[name] = key
+        store.put_bytes(aliases[name], key.encode())
     return StoredLayers(store, {layer.name: keys[layer.name] for layer in layers}, recipes_by_name)
+
+
+def known_layers(
+    layers: Sequence[Layer],
+    recipes_by_name: Mapping[str, Recipe],
+    samples: Mapping[str, str],
+    store: Store,
+    source: str,
+) -> dict[str, str]:
+    """Store keys of the layers that were solved before and are whole, by name; parameters as of `solve`."""
+    found = {name: store.get_bytes(a) for name, a in _aliases(layers, recipes_by_name, samples, source).items()}
+    keys = {name: key.decode() for name, key in found.items() if key is not None}
+    return {name: key for name, key in keys.items() if store.get_bytes(key) is not None}
+
+
+def _aliases(
+    layers: Sequence[Layer], recipes_by_name: Mapping[str, Recipe], samples: Mapping[str, str], source: str
+) -> dict[str, str]:
+    """Under what the store keeps every layer's own key: all that the layer is made from, without its weights."""
+
+    def alias(layer: Layer) -> str:
+        parts = [asdict(layer), asdict(recipes_by_name[layer.name]), samples.get(layer.input), numerics()]
+        return key_of("layer 1", source, json.dumps(parts, sort_keys=True))
+
+    return {layer.name: alias(layer) for layer in layers}
 
 
 def _only(tensors: Mapping[str, Stored], layer: Layer) -> dict[str, Stored]:

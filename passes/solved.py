@@ -4,14 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from passes.solver import Recipe, SolvedLayer
-from passes.stacked import lazy
+from passes.solver import Recipe
+from passes.solver.solved import pack_codes
 from plugins.svdq_linear.spec import Variant
+
+
+class Constants(Protocol):
+    """A SolvedLayer, in memory or still in the store: shapes and figures cost nothing, arrays may be read from disk."""
+
+    @property
+    def error(self) -> float: ...
+    @property
+    def alpha(self) -> float: ...
+    @property
+    def beta(self) -> float: ...
+    @property
+    def rounds(self) -> int: ...
+    @property
+    def inv_smooth(self) -> np.ndarray: ...
+    @property
+    def down(self) -> np.ndarray: ...
+    @property
+    def up(self) -> np.ndarray: ...
+    @property
+    def qweight(self) -> np.ndarray: ...
+    @property
+    def wscale(self) -> np.ndarray: ...
+    @property
+    def bias(self) -> np.ndarray: ...
+
+    def spec(self, field: str) -> tuple[np.dtype, tuple[int, ...]]: ...
 
 
 @dataclass(frozen=True)
@@ -19,12 +46,12 @@ class Quantised:
     """One layer's recipe and solution."""
 
     recipe: Recipe
-    layer: SolvedLayer
+    layer: Constants
 
     @property
     def rank(self) -> int:
         """Padded rank of the branch; 0 for none."""
-        return int(self.layer.down.shape[1])
+        return int(self.layer.spec("down")[1][1])
 
     @property
     def variant(self) -> Variant:
@@ -41,11 +68,14 @@ def tensor_of(solved: Solved, layer: str, field: str) -> ir.TensorProtocol:
 
     A graph of such tensors holds no layer in memory, however many it has, as long as `solved` holds none.
     """
-    dtype = ml_dtypes.int4 if field == "qweight" else None  # one code to a byte in a SolvedLayer
+    name, (kind, shape) = f"{layer}.{field}", solved[layer].layer.spec(field)
+    four_bit = field == "qweight"  # one code to a byte in a SolvedLayer
+    dtype = ir.DataType.INT4 if four_bit else ir.DataType.from_numpy(kind)
 
-    def read() -> np.ndarray:
+    def read() -> ir.TensorProtocol:
         array = getattr(solved[layer].layer, field)
-        return array if dtype is None else array.astype(dtype)
+        if four_bit:
+            return ir.PackedTensor(pack_codes(array), dtype, shape=shape, name=name)
+        return ir.Tensor(array, dtype, name=name)
 
-    array = getattr(solved[layer].layer, field)
-    return lazy(f"{layer}.{field}", ir.DataType.from_numpy(np.dtype(dtype or array.dtype)), list(array.shape), read)
+    return ir.LazyTensor(read, dtype, ir.Shape(shape), name=name)

@@ -12,8 +12,8 @@ from engines.cost.prediction import Band, Forms, predict
 from engines.targets import TARGETS, Target
 
 
-def sweep(artifact: Artifact, measured_ms: dict[str, float], threads: int | None = None) -> list[dict[str, Any]]:
-    """A row per target and preset of `measured_ms` ({preset: milliseconds of an image on this machine's CPU}).
+def sweep(artifact: Artifact, measured_ms: dict[str, float | None], threads: int | None = None) -> list[dict[str, Any]]:
+    """A row per target and preset of `measured_ms` ({preset: milliseconds of an image on this machine's CPU, or None}).
 
     Rows: `target`, `title`, `preset`, `fits` ("resident" | "pipelined" | "no"), `image_s` {low, expected, high},
     `resident_bytes`, `pipelined_bytes`, `usable_bytes`, `unverified` (figures of the target with one source),
@@ -30,13 +30,14 @@ def sweep(artifact: Artifact, measured_ms: dict[str, float], threads: int | None
 
 
 def _row(
-    artifact: Artifact, target: Target, preset: str, measured_ms: float, ceilings: Ceilings, forms: Forms
+    artifact: Artifact, target: Target, preset: str, measured_ms: float | None, ceilings: Ceilings, forms: Forms
 ) -> dict[str, Any]:
     is_cpu = target.compute_capability is None
+    measured_s = measured_ms / 1e3 if is_cpu and measured_ms is not None else None
     row: dict[str, Any] = {
         "target": target.name, "title": target.title, "preset": preset, "fits": None, "image_s": None,
         "resident_bytes": None, "pipelined_bytes": None, "usable_bytes": None,
-        "unverified": sorted(target.unverified), "measured_s": measured_ms / 1e3 if is_cpu else None, "why": None,
+        "unverified": sorted(target.unverified), "measured_s": measured_s, "why": None,
     }  # fmt: skip
     if is_cpu and not ceilings.seconds:
         return row | {"why": "this machine's ceilings were not measured (python -m engines.predict OUT --target cpu)"}
@@ -58,6 +59,6 @@ def _seconds(band: Band) -> dict[str, float]:
     return {"low": band.low / 1e3, "expected": band.expected / 1e3, "high": band.high / 1e3}
 
 
-def presets_of(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+def presets_of(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
     """What `sweep` wants of a report's preset entries: the median milliseconds of an image."""
-    return {p["name"]: p["latency"]["image"]["median_ms"] for p in rows}
+    return {p["name"]: p["latency"] and p["latency"]["image"]["median_ms"] for p in rows}

@@ -14,7 +14,10 @@ def show(results: dict[str, Any], console: Any = None) -> None:
 
     console = console or Console()
     rows = tables.overview(results)
-    table = Table(title=f"{results['name']}, {len(results['prompts'])} prompts", title_justify="left")
+    table = Table(
+        title=results["name"] + (f", {len(results['prompts'])} prompts" if results["prompts"] else ""),
+        title_justify="left",
+    )
     table.add_column("")
     for name, _ in rows:
         table.add_column(name, justify="right")

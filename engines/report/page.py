@@ -58,6 +58,7 @@ def write_page(artifact: Artifact, results: dict[str, Any]) -> Path:
     page = environment.get_template("page.html.jinja").render(
         r=results,
         baseline=tables.baseline(results),
+        measured=tables.measured(results),
         columns=tables.COLUMNS,
         overview=tables.overview(results),
         comparison=tables.comparison(results),

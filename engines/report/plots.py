@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from engines.report import memory_plot, where
-from engines.report.tables import BASELINE
+from engines.report.tables import BASELINE, measured
 
 GREY = "#8a929e"
 COLOURS = ("#2b5fc4", "#d97a1f", "#1d8a63", "#8750b8", "#bf3350", "#128a9c", "#7a6a2a")
@@ -39,8 +39,8 @@ def all_of(results: dict[str, Any]) -> dict[str, bytes | None]:
     matplotlib.use("agg")
     with matplotlib.rc_context(STYLE):
         return {
-            "latent_cosine": latent_cosine(results),
-            "latency": latency(results),
+            "latent_cosine": latent_cosine(results) if measured(results) else None,
+            "latency": latency(results) if measured(results) else None,
             "layer_error": layer_error(results),
             "layer_bytes": layer_bytes(results),
             "memory_over_time": memory_plot.plot(results),

@@ -62,6 +62,11 @@ def baseline(results: dict[str, Any]) -> dict[str, Any] | None:
     return next((p for p in results["presets"] if p["name"] == BASELINE), None)
 
 
+def measured(results: dict[str, Any]) -> bool:
+    """Whether the presets were run, or only described."""
+    return bool(results["prompts"])
+
+
 def overview(results: dict[str, Any]) -> list[tuple[str, list[Cell]]]:
     """One row per preset, one cell per column of COLUMNS; the best of several quantised presets is marked."""
     base = baseline(results)
@@ -87,16 +92,17 @@ def _best(column: Column, numbers: list[float | None]) -> float | None:
 
 def _figures(p: dict[str, Any]) -> list[float | None]:
     """A preset's figures in the order of COLUMNS."""
-    score, error = p["prompt_score"], p["layer_error"]
+    score, error, fidelity = p["prompt_score"], p["layer_error"], p["fidelity"]
+    latency, memory = p["latency"], p["memory"]
     return [
-        p["fidelity"]["psnr_db"]["mean"],
-        p["fidelity"]["ssim"]["mean"],
+        fidelity and fidelity["psnr_db"]["mean"],
+        fidelity and fidelity["ssim"]["mean"],
         score and score["right"],
         error and error["mean"],
         p["size"]["total_bytes"],
-        p["latency"]["step"]["median_ms"],
-        p["latency"]["image"]["median_ms"],
-        p["memory"]["peak_bytes"],
+        latency and latency["step"]["median_ms"],
+        latency and latency["image"]["median_ms"],
+        memory and memory["peak_bytes"],
     ]
 
 
@@ -124,7 +130,7 @@ def comparison(results: dict[str, Any]) -> dict[str, list[str]]:
     """Component names over all presets for the tables by component: those that ran, and those on disk."""
     presets = results["presets"]
     return {
-        "ran": list(dict.fromkeys(c for p in presets for c in p["latency"]["components"])),
+        "ran": list(dict.fromkeys(c for p in presets if p["latency"] for c in p["latency"]["components"])),
         "stored": list(dict.fromkeys(c for p in presets for c in p["size"]["components"])),
     }
 
@@ -132,6 +138,8 @@ def comparison(results: dict[str, Any]) -> dict[str, list[str]]:
 def headline(results: dict[str, Any]) -> str:
     """The report in one sentence: what the main preset costs and gives against the 16-bit one."""
     main = next((p for p in results["presets"] if p["name"] != BASELINE), results["presets"][0])
+    if not measured(results):
+        return f"{main['name']} takes {bytes_text(main['size']['total_bytes'])} on disk; nothing was run."
     psnr, count = main["fidelity"]["psnr_db"]["mean"], len(results["prompts"])
     said = f"{main['name']} reproduces the 16-bit images at {psnr:.1f} dB PSNR (mean of {count} prompts)"
     base = baseline(results)
@@ -147,6 +155,12 @@ def headline(results: dict[str, Any]) -> str:
 def notes(results: dict[str, Any]) -> list[str]:
     """What a reader must know to read the numbers right: conditions, and what was not done."""
     said = []
+    if not measured(results):
+        said.append(
+            "Nothing was measured: the build drew no references (--references 0). Layer errors, sizes and predictions "
+            "follow."
+        )
+        return [*said, *results["skipped"]]
     if results["target"] == "cpu":
         said.append(
             "Latency and memory are those of the portable graphs in onnxruntime. It computes a 4-bit layer in float32 "

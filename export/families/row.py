@@ -43,6 +43,7 @@ class Row:
     `float32`: parameters that stay float32 in a 16-bit graph (globs on parameter names).
     `quantise`, `weight_only`, `keep`: globs on the dotted names of linears: 4-bit weights and activations, 4-bit
     weights alone, 16 bits. What none of them names stays in 16 bits.
+    `quantise_from`: weights of a text encoder from which on that holds; below, it stays in 16 bits whole.
     """
 
     cls: str
@@ -60,6 +61,7 @@ class Row:
     quantise: tuple[str, ...] = ()
     weight_only: tuple[str, ...] = ()
     keep: tuple[str, ...] = ("*",)
+    quantise_from: int = 0
     refuse: Callable[[Config], str | None] = lambda config: None
     export_shapes: Shapes = field(default=Shapes(2, 12, 20, 9))
     check_shapes: tuple[Shapes, ...] = (Shapes(3, 16, 8, 13), Shapes(1, 8, 8, 16))

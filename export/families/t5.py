@@ -54,5 +54,8 @@ ROWS = (
         outputs=("last_hidden_state",),
         file_names=_file_names,
         float32=("*.DenseReluDense.wo.weight",),  # float16 overflows there (transformers keeps it float32, too)
+        weight_only=("encoder.block.*.SelfAttention.[qkvo]", "encoder.block.*.DenseReluDense.wi*"),
+        keep=("*.DenseReluDense.wo",),
+        quantise_from=1 << 28,  # T5-XXL has 4.8e9; 4 bits for a small one save little and cost the prompt
     ),
 )

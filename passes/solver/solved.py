@@ -8,6 +8,23 @@ from dataclasses import dataclass
 import numpy as np
 
 ARRAYS = ("inv_smooth", "down", "up", "qweight", "wscale", "bias")
+PACKED = "qweight.packed"  # two codes to a byte, as the store and ONNX hold them
+
+
+def pack_codes(codes: np.ndarray) -> np.ndarray:
+    """int8 codes of -8..7, any shape → uint8 [ceil(size / 2)], the earlier code in the low bits, as ONNX packs INT4."""
+    flat = np.ascontiguousarray(codes).reshape(-1).view(np.uint8)
+    packed = flat[::2] & 15
+    packed[: flat.size // 2] |= flat[1::2] << 4
+    return packed
+
+
+def unpack_codes(packed: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Inverse of `pack_codes`: int8 codes of `shape`."""
+    codes = np.empty((packed.size, 2), np.int8)
+    codes[:, 0] = (packed << 4).view(np.int8) >> 4
+    codes[:, 1] = packed.view(np.int8) >> 4
+    return codes.reshape(-1)[: int(np.prod(shape))].reshape(shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +55,14 @@ class SolvedLayer:
         return int(self.down.shape[1])
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The six arrays by name, to be stored."""
-        return {name: getattr(self, name) for name in ARRAYS}
+        """The six arrays by name, to be stored; the codes as PACKED."""
+        found = {name: getattr(self, name) for name in ARRAYS if name != "qweight"}
+        return found | {PACKED: pack_codes(self.qweight)}
+
+    def spec(self, field: str) -> tuple[np.dtype, tuple[int, ...]]:
+        """dtype and shape of one of the six arrays."""
+        array = getattr(self, field)
+        return array.dtype, array.shape
 
     def meta(self) -> dict[str, str]:
         """The numbers beside the arrays, as strings that read back exactly."""
@@ -53,8 +76,9 @@ class SolvedLayer:
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], meta: Mapping[str, str]) -> SolvedLayer:
         """Inverse of `arrays` and `meta`; raises KeyError where one is missing."""
+        codes = unpack_codes(arrays[PACKED], (arrays["bias"].size, arrays["inv_smooth"].size))
         return cls(
-            **{name: arrays[name] for name in ARRAYS},
+            **{name: codes if name == "qweight" else arrays[name] for name in ARRAYS},
             error=float(meta["error"]),
             alpha=float(meta["alpha"]),
             beta=float(meta["beta"]),

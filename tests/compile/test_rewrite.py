@@ -38,19 +38,20 @@ def written(solve: Callable, tmp_path: Path) -> Callable[..., tuple[Build, Writt
     """Rewrite the block and a text encoder whose last operator is `op_type`."""
 
     def run(dtype: str = "float16", op_type: str = "Relu", out: str = "out", **options: Any) -> tuple[Build, Written]:
-        row = SimpleNamespace(quantise=("attn.*", "proj_*"), weight_only=BLOCK_POLICY.weight_only)  # ff stays 16-bit
+        four = SimpleNamespace(quantise=("attn.*", "proj_*"), weight_only=BLOCK_POLICY.weight_only)  # ff stays 16-bit
+        sixteen = SimpleNamespace(quantise=(), weight_only=(), quantise_from=0)
         parts = [
-            SimpleNamespace(name=name, role=role, row=row, dtype=lambda asked: asked)
-            for name, role in (("text_encoder", "text_encoder"), ("transformer", "denoiser"))
+            SimpleNamespace(name=name, module=name, role=role, row=row, dtype=lambda asked: asked)
+            for name, role, row in (("text_encoder", "text_encoder", sixteen), ("transformer", "denoiser", four))
         ]
         graphs = {"text_encoder": text_encoder(op_type, dtype), "transformer": block(dtype)}
         chosen = Options(preset=PRESETS[0], compare=PRESETS[1:], dtype=dtype, **options)
-        source: Any = SimpleNamespace(name="tiny")
+        source: Any = SimpleNamespace(name="tiny", weights=lambda module: {})
         build = Build(chosen, source, parts, tmp_path / out, Store(tmp_path / "store"), Stages(quiet=True))  # type: ignore[arg-type]
         solved = {
             n: {k: q for k, q in solve(graphs["transformer"], n, dtype).items() if "ff" not in k} for n in PRESETS
         }
-        return build, rewrite(build, graphs, solved, refusals(build, graphs, gpu=False))
+        return build, rewrite(build, graphs, {"transformer": solved}, refusals(build, graphs, gpu=False))
 
     return run
 
@@ -94,8 +95,8 @@ def test_reserved_rank_is_in_the_plugin_form_alone(written: Callable) -> None:
 def test_float32_graphs_have_no_plugin_form_and_the_build_says_so(written: Callable) -> None:
     _, models = written(dtype="float32")
     assert models.skipped == [
-        "No plugin form of svdq-int4, w4a16: the plugin computes in float16 and the graphs are float32; build with "
-        "--dtype float16 for TensorRT."
+        "No plugin form of transformer svdq-int4, transformer w4a16: the plugin computes in float16 and these "
+        "graphs are float32; build with --dtype float16 for TensorRT."
     ]
     assert list(models.tensorrt["transformer"]) == ["fp16"] and list(models.tensorrt["text_encoder"]) == [
         *PRESETS,

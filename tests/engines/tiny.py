@@ -261,10 +261,10 @@ def _artifact(
         "target": "cpu", "dtype": "float32", "versions": {"torch": torch.__version__}, "generation": generation,
         "presets": ["fp16", "int4-rtn"], "components": components, "folders": folders,
         "exports": {denoiser: [{"shapes": {"sample": [2, 4]}, "max_abs_error": 1e-6, "max_abs": 2.0}]},
-        "layers": {"int4-rtn": {
+        "layers": {"int4-rtn": {denoiser: {
             "blocks.0.to_q": _layer(0.2, 32, 32), "blocks.0.to_out": _layer(0.4, 32, 32),
             "blocks.0.up": _layer(0.3, 32, 128),
-        }},
+        }}},
         "references": references, "skipped": ["Nothing was skipped, said aloud."],
     }  # fmt: skip
     names = [str(p.relative_to(root)) for p in sorted(root.rglob("*")) if p.is_file()]

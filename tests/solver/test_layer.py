@@ -114,7 +114,7 @@ def test_arrays_have_the_ops_shapes_and_types():
     half = np.dtype(np.float16)
     assert shapes == {
         "inv_smooth": ((150,), half), "down": ((150, 32), half), "up": ((32, 72), half),
-        "qweight": ((72, 150), np.dtype(np.int8)), "wscale": ((72, 3), half), "bias": ((72,), half),
+        "qweight.packed": ((72 * 150 // 2,), np.dtype(np.uint8)), "wscale": ((72, 3), half), "bias": ((72,), half),
     }  # fmt: skip
     assert np.abs(solved.qweight).max() == 7
     assert not solved.down[:, 20:].any() and not solved.up[20:].any()
