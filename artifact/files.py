@@ -81,7 +81,7 @@ def as_user_error(error: OSError, path: Path, size: int | None = None) -> Except
 def _full(path: Path, size: int | None) -> UserError:
     """The sentence for a disk without room for `path`."""
     free = f"{_mebibytes(shutil.disk_usage(_existing(path)).free, math.floor)} free"
-    needed = "" if size is None else f", {path.name} needs {_mebibytes(size, math.ceil)}"
+    needed = "" if size is None else f", {_mebibytes(size, math.ceil)} needed"
     return UserError(
         f"The disk that holds {path.parent} is full ({free}{needed}): make space or choose another directory, then "
         "run the same command again; finished steps are kept."

@@ -69,6 +69,9 @@ def main(
     seed: Annotated[int, typer.Option(help="Seed of noise, sampling and randomised SVD.")] = Options.seed,
     jobs: Annotated[int | None, typer.Option(help="Worker processes [default: one per core].")] = None,
     cache: Annotated[Path | None, typer.Option(help="Store of finished work [default: <out>/.cache].")] = None,
+    cache_limit: Annotated[
+        float | None, typer.Option(help="GB the store may have; what was used least recently goes [default: no limit].")
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="YAML file of these flags.", is_eager=True, callback=_defaults)
     ] = None,
@@ -81,6 +84,7 @@ def main(
         options = Options(
             model, preset, tuple(p.strip() for p in compare.split(",") if p.strip()), target, out, rank, reserve_rank,
             group_size, dtype, prompts, calibration, rows, reference_prompts, references, steps, seed, jobs, cache,
+            cache_limit,
         )  # fmt: skip
         options.check()
         from export.compile import compile_model  # late: --help and a bad flag should not wait for torch
