@@ -1,7 +1,7 @@
 """A safetensors file read once: its digest, and the first weight that is no finite number.
 
 Every file of a model is read to be hashed, long before anything is computed from it: looking at the numbers on the way
-adds a fifth to that time, and a model that diverged is refused before it is exported.
+costs little beside the hash, and a model that diverged is refused before it is exported.
 """
 
 from __future__ import annotations
