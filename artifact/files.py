@@ -6,9 +6,10 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,18 @@ def _digest(f: Any) -> str:
 
 
 @contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def written_whole(path: Path, size: int | None = None) -> Iterator[Path]:
     """Yield a path beside `path`; when the block ends well it is fsynced and renamed to `path`, else removed.
 
-    Raises UserError where the disk is full or the directory cannot be written.
+    `size`: bytes that will be written, where that is known before. Raises UserError where the disk is full, or has
+    less room than that, or the directory cannot be written.
     """
     path = Path(path)
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if size is not None:
+            check_room(path, size)
         yield partial
         with open(partial, "rb") as f:
             os.fsync(f.fileno())
@@ -49,23 +53,44 @@ def written_whole(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             partial.unlink()
         if isinstance(e, OSError):
-            raise as_user_error(e, path) from e
+            raise as_user_error(e, path, size) from e
         raise
 
 
-def as_user_error(error: OSError, path: Path) -> Exception:
-    """The sentence for an operating-system error met while writing `path`; the error itself where it is no user's."""
+def check_room(path: Path, size: int) -> None:
+    """Raises UserError where the disk that is to hold `path` has fewer than `size` bytes free."""
+    usage = shutil.disk_usage(_existing(path))
+    if usage.total and usage.free < size:  # some network file systems tell nothing
+        raise _full(path, size)
+
+
+def as_user_error(error: OSError, path: Path, size: int | None = None) -> Exception:
+    """The sentence for an operating-system error met while writing `path`; the error itself where it is no user's.
+
+    `size`: bytes that were to be written there, where that is known. To be called when what was written is deleted.
+    """
     # numpy's tofile reports a short write, which is a full disk, without an errno.
     short = error.errno is None and " requested and " in str(error)
-    if error.errno == errno.ENOSPC or short:
-        free = shutil.disk_usage(_existing(path)).free
-        return UserError(
-            f"The disk that holds {path.parent} is full ({free / 2**20:.0f} MiB free): make space or choose another "
-            "directory, then run the same command again; finished steps are kept."
-        )
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) or short:
+        return _full(path, size)
     if error.errno in _NOT_WRITABLE:
         return UserError(f"Cannot write {path} ({error.strerror}): choose a place that you can write to.")
     return error
+
+
+def _full(path: Path, size: int | None) -> UserError:
+    """The sentence for a disk without room for `path`."""
+    free = f"{_mebibytes(shutil.disk_usage(_existing(path)).free, math.floor)} free"
+    needed = "" if size is None else f", {_mebibytes(size, math.ceil)} needed"
+    return UserError(
+        f"The disk that holds {path.parent} is full ({free}{needed}): make space or choose another directory, then "
+        "run the same command again; finished steps are kept."
+    )
+
+
+def _mebibytes(size: int, whole: Callable[[float], int]) -> str:
+    """Free space is rounded down and a need up, so that no sentence says that 3 MiB do not fit into 3 MiB."""
+    return f"{whole(size / 2**20)} MiB"
 
 
 _NOT_WRITABLE = {

@@ -1,19 +1,26 @@
 """A content-addressed store: results named by the hash of all that made them.
 
 Entries are safetensors files, written whole; a build that was killed finds what it had finished, and two builds may
-share one store. Every entry carries a digest of its bytes, so a flipped bit reads as "not there".
+share one store. Every entry carries a digest of its bytes, so a flipped bit reads as "not there". A store may have a
+limit: see artifact/eviction.py for what goes and what stays.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy)
 import numpy as np
 from safetensors.numpy import load, save
 
+from artifact.errors import UserError
+from artifact.eviction import evict, locked, protected
 from artifact.files import written_whole
 
 DIGEST_BYTES = 32
@@ -25,29 +32,45 @@ _DTYPES = "dtypes"  # metadata key: arrays stored as another type's bits
 
 
 class Store:
-    """Entries below `root`, each at `<first two digits>/<key>`; safe for several processes at once."""
+    """Entries below `root`, each at `<first two digits>/<key>`; safe for several processes at once.
 
-    def __init__(self, root: Path | str) -> None:
-        self.root = Path(root)
+    `limit_bytes`: when the entries together have more, those used least recently are deleted, but none that was used
+    since this object was made, or that a build in any process needs (see `in_use`). None: nothing is ever deleted.
+    """
+
+    def __init__(self, root: Path | str, limit_bytes: int | None = None) -> None:
+        self.root, self.limit_bytes = Path(root), limit_bytes
+        self._began = time.time_ns()
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """For the length of a build: what it has used since this object was made stays, whoever else evicts."""
+        with protected(self.root, self._began):
+            yield
+            self._evict()
 
     def path(self, key: str) -> Path:
         """Where the entry of `key` lies, there or not."""
         return self.root / key[:2] / key
 
     def put_bytes(self, key: str, data: bytes) -> None:
-        """Store `data` under `key`, with its digest behind it."""
-        with written_whole(self.path(key)) as partial:
+        """Store `data` under `key`, with its digest behind it. Raises UserError where the disk is full."""
+        with written_whole(self.path(key), len(data) + DIGEST_BYTES) as partial:
             partial.write_bytes(data + hashlib.sha256(data).digest())
+            _mark(partial)
+        self._evict()
 
     def get_bytes(self, key: str) -> bytes | None:
         """The bytes stored under `key`, or None where there are none or they are damaged."""
+        path = self.path(key)
         try:
-            stored = self.path(key).read_bytes()
+            self._use(path)
+            stored = path.read_bytes()
         except FileNotFoundError:
             return None
         data, digest = stored[:-DIGEST_BYTES], stored[-DIGEST_BYTES:]
         if hashlib.sha256(data).digest() != digest:
-            self.path(key).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
             return None
         return data
 
@@ -84,6 +107,22 @@ class Store:
         odd = json.loads(meta.pop(_DTYPES))
         arrays = load(data)
         return {k: v.view(np.dtype(odd[k])) if k in odd else v for k, v in arrays.items()}, meta
+
+    def _use(self, path: Path) -> None:
+        """Mark an entry as used now. Raises FileNotFoundError where it is not there."""
+        if path.stat().st_mtime_ns < self._began:
+            with contextlib.suppress(UserError), locked(self.root):  # where nobody can write, nobody evicts
+                _mark(path)
+
+    def _evict(self) -> None:
+        if self.limit_bytes is not None:
+            evict(self.root, self.limit_bytes, self._began)
+
+
+def _mark(path: Path) -> None:
+    """Set the time of last use. The kernel's own stamps are up to 10 ms behind the clock that builds begin by."""
+    now = time.time_ns()
+    os.utime(path, ns=(now, now))
 
 
 def key_of(*parts: str | bytes | np.ndarray) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,6 +48,7 @@ def _as_text(config: dict[str, Any]) -> dict[str, str]:
 
 @app.command(epilog=EXAMPLES)
 def main(
+    context: typer.Context,
     model: Annotated[str, typer.Option(help="Bundled name, diffusers directory, or hub id.")] = Options.model,
     preset: Annotated[str, typer.Option(help="What to build; the artifact's default.")] = Options.preset,
     compare: Annotated[str, typer.Option(help="Further presets, separated by commas, reported side by side.")] = "",
@@ -80,6 +82,9 @@ def main(
     jobs: Annotated[int | None, typer.Option(help="Worker processes [default: one per core].")] = None,
     cache: Annotated[Path | None, typer.Option(help="Store of finished work [default: <out>/.cache].")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    cache_limit: Annotated[
+        float | None, typer.Option(help="GB the store may have; what was used least recently goes [default: no limit].")
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="YAML file of these flags.", is_eager=True, callback=_defaults)
     ] = None,
@@ -89,11 +94,9 @@ def main(
 ) -> None:
     """Compile a diffusers pipeline to 4-bit ONNX: export, calibrate, solve, rewrite, measure, report."""
     with reported(debug, offline=False):
-        options = Options(
-            model, preset, tuple(p.strip() for p in compare.split(",") if p.strip()), target, out, rank, reserve_rank,
-            group_size, dtype, prompts, calibration, rows, data_free, reference_prompts, references, keep_fp16,
-            text_encoder_bits, steps, seed, jobs, cache,
-        )  # fmt: skip
+        asked = {f.name: context.params[f.name] for f in fields(Options)}
+        asked["compare"] = tuple(p.strip() for p in compare.split(",") if p.strip())
+        options = Options(**asked)
         options.check()
         if dry_run:
             from export.dry_run import dry_run as say

@@ -49,9 +49,11 @@ def compile_model(options: Options, stages: Stages) -> tuple[Artifact, dict[str,
         calibration = read_prompts(options.prompts or default_prompts(source))[: options.calibration]
         prompts = read_prompts(options.reference_prompts or reference_prompts(source))[: options.references]
     out = options.out or Path("out") / Path(source.name).name
-    with held(out):
+    limit = None if options.cache_limit is None else int(options.cache_limit * 1e9)
+    store = Store(options.cache or out / ".cache", limit)
+    with held(out), store.in_use():
         remove_partials(out)
-        build = Build(options, source, parts, out, Store(options.cache or out / ".cache"), stages)
+        build = Build(options, source, parts, out, store, stages)
         graphs = _export(build)
         refused = refusals(build, graphs, gpu=target.name != "cpu")
         layers = find_all(build, graphs)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from artifact.errors import UserError
 from artifact.files import sha256, write_json
+from export.finite import digest_and_fault
 
 SUMS = "SHA256SUMS.json"  # {path relative to the directory, with "/": hex digest}
 _LFS_BLOB = re.compile(r"[0-9a-f]{64}")  # hub caches name files kept in LFS by their sha256
@@ -24,13 +25,15 @@ def write_sums(directory: Path) -> dict[str, str]:
 def checked_digests(directory: Path, files: list[Path]) -> dict[str, str]:
     """{relative path: sha256} of `files`, each compared with what is known of it.
 
-    Raises UserError where a digest differs, or where SHA256SUMS.json does not list a file that is read.
+    Raises UserError where a digest differs, where SHA256SUMS.json does not list a file that is read, or where a weight
+    is NaN or Inf.
     """
     known = _known_sums(directory)
     digests = {}
     for file in files:
         name = file.relative_to(directory).as_posix()
-        digests[name] = sha256(file)
+        weights = file.suffix == ".safetensors"
+        digests[name], fault = digest_and_fault(file) if weights else (sha256(file), None)
         blob = file.resolve().name
         expected = known.get(name) if known is not None else blob if _LFS_BLOB.fullmatch(blob) else digests[name]
         if expected is None:
@@ -40,6 +43,8 @@ def checked_digests(directory: Path, files: list[Path]) -> dict[str, str]:
                 f"{file} has sha256 {digests[name][:12]}…, {expected[:12]}… is known for it: the data was changed or "
                 "damaged; download it again."
             )
+        if fault is not None:
+            raise UserError(f"{file} is broken ({fault}): give a model whose weights are all finite numbers.")
     return digests
 
 

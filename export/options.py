@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ class Options:
     seed         of calibration, references and the solver's randomised SVD
     jobs         worker processes; default one per core
     cache        content-addressed store; default <out>/.cache
+    cache_limit  GB that the store may have; what was used least recently goes, what this build uses stays
     """
 
     model: str = "shapes-dit"
@@ -61,6 +63,7 @@ class Options:
     seed: int = 0
     jobs: int | None = None
     cache: Path | None = None
+    cache_limit: float | None = None
 
     @property
     def presets(self) -> list[str]:
@@ -94,6 +97,8 @@ class Options:
             value = getattr(self, flag)
             if value is not None and value < 1:
                 raise UserError(f"--{flag} is {value}: give 1 or more.")
+        if self.cache_limit is not None and not 0 < self.cache_limit < math.inf:
+            raise UserError(f"--cache-limit is {self.cache_limit}: give the GB that the store may have, such as 50.")
         if self.seed < 0:
             raise UserError(f"--seed is {self.seed}: give 0 or more.")
 

@@ -24,6 +24,7 @@ NUMPY_TYPE: dict[str, Any] = {
     "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
     "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2,
 }  # fmt: skip
+PACKED = ("F4", "F6_E2M3", "F6_E3M2", "F8_E8M0")  # the format's types that only quantised models have
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,26 @@ def index_files(files: list[Path]) -> WeightIndex:
     return WeightIndex(tensors, tuple(files))
 
 
+def check_placement(index: Path, placement: Mapping[str, Any], weights: WeightIndex) -> None:
+    """Compare a sharded model's index with its shards; `placement` is the index's {tensor: name of the shard}.
+
+    Raises UserError where a tensor is in another shard than the index says, in none, or in a shard alone.
+    """
+    for name, shard in placement.items():
+        if name not in weights:
+            raise UserError(f"{index} places {name!r} in {shard!r}, which does not hold it: download the model again.")
+        if weights[name].file.name != shard:
+            raise UserError(
+                f"{index} places {name!r} in {shard!r}, but it is in {weights[name].file.name!r}: download the model "
+                "again."
+            )
+    for name, weight in weights.items():
+        if name not in placement:
+            raise UserError(
+                f"{weight.file} holds {name!r}, which {index.name} does not name: download the model again."
+            )
+
+
 def read_header(file: Path) -> list[Weight]:
     """The tensors of one file in the order of their bytes.
 
@@ -110,6 +131,10 @@ def _weight(file: Path, base: int, name: str, entry: dict[str, Any]) -> Weight:
     """One header entry; any malformed field raises one of the errors that `read_header` catches."""
     begin, end = (int(v) for v in entry["data_offsets"])
     shape = tuple(int(v) for v in entry["shape"])
+    if entry["dtype"] in PACKED:
+        raise UserError(
+            f"{file} was quantised already ({name!r} is {entry['dtype']}): give the 16-bit model that it was made from."
+        )
     if min((begin, end - begin, *shape)) < 0 or entry["dtype"] not in NUMPY_TYPE:
         raise ValueError(name)
     return Weight(name, file, base + begin, end - begin, entry["dtype"], shape)

@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 import sys
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,14 +15,14 @@ from typing import Any
 from artifact.errors import UserError, nearest
 from export import hub
 from export.digests import SUMS, checked_digests, write_sums
-from export.safetensors_index import WeightIndex, index_files
+from export.json_object import read_json
+from export.quantised import mark, quantised, refuse_quantised
+from export.safetensors_index import WeightIndex, read_header
+from export.weight_files import PLAIN_NAME, module_weights, weight_files
 
 BUNDLED = Path(__file__).parent / "bundled"
 INDEX = "model_index.json"
 GENERATION = "generation.json"
-_STEMS = ("diffusion_pytorch_model", "model")
-_PICKLE = (".bin", ".ckpt", ".pt", ".pth")
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Source:
     @cached_property
     def variant(self) -> str | None:
         """ "fp16" where a module's weights exist only in that variant, else None."""
-        loaded = [f for m in self.modules for f in _weight_files(self.root / m)]
+        loaded = [f for m in self.modules for f in weight_files(self.root / m)]
         return "fp16" if any("fp16" in f.name for f in loaded) else None
 
     def config(self, module: str) -> dict[str, Any]:
@@ -63,18 +61,15 @@ class Source:
 
     def weights(self, module: str) -> WeightIndex:
         """Where the module's tensors lie. Raises UserError where there are none, only pickles, or damaged ones."""
-        folder = self.root / module
-        files = _weight_files(folder)
-        if not files:
-            raise _no_weights(folder)
-        return index_files(files)
+        return module_weights(self.root / module)
 
 
 def open_source(model: str) -> Source:
     """Open a bundled name, a directory or a hub id, and check all that will be read of it.
 
-    Raises UserError where there is no such model, it is no diffusers directory, its weights are pickles, truncated
-    or not the known ones, or its generation.json is no JSON object.
+    Raises UserError where there is no such model, it is no diffusers directory, its weights are pickles, truncated,
+    not where their index says, quantised already, not finite or not the known ones, or its generation.json is no JSON
+    object. Headers are checked before the weights are read through.
     """
     root = _locate(model)
     if not (root / INDEX).is_file():
@@ -85,15 +80,15 @@ def open_source(model: str) -> Source:
     if not isinstance(index.get("_class_name"), str):
         raise UserError(f"{root / INDEX} names no pipeline class: save the pipeline again with `save_pretrained`.")
     generation = _generation(root, index)
-    digests = checked_digests(root, _files_read(root, index))
-    total = hashlib.sha256("".join(f"{n}\0{d}\n" for n, d in sorted(digests.items())).encode()).hexdigest()
-    source = Source(root, model, index, total, generation)
     from export.families import MODULES  # late: families import torch, which a bad name should not wait for
 
-    for module, cls in source.modules.items():
+    for module, cls in modules_of(index).items():
         if cls in MODULES:
-            source.weights(module)
-    return source
+            folder = root / module
+            refuse_quantised(folder, _config(folder), module_weights(folder))
+    digests = checked_digests(root, _files_read(root, index))
+    total = hashlib.sha256("".join(f"{n}\0{d}\n" for n, d in sorted(digests.items())).encode()).hexdigest()
+    return Source(root, model, index, total, generation)
 
 
 def bundled_names() -> list[str]:
@@ -108,7 +103,7 @@ def modules_of(index: dict[str, Any]) -> dict[str, str]:
         if name.startswith("_") or not isinstance(value, list) or len(value) != 2 or value[1] is None:
             continue
         library, cls = value
-        if not _PLAIN_NAME.fullmatch(name):
+        if not PLAIN_NAME.fullmatch(name):
             raise UserError(f"{INDEX} names a folder {name!r}: only plain names are read.")
         if library not in ("diffusers", "transformers", "stable_diffusion"):
             raise UserError(
@@ -119,19 +114,6 @@ def modules_of(index: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises UserError where the file is missing, no JSON or no object."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: download or save the model again.") from None
-    except ValueError:
-        raise UserError(f"{path} is not JSON (damaged or half-copied): download or copy it again.") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds {type(value).__name__}, not a JSON object: download or copy it again.")
-    return value
-
-
 def _locate(model: str) -> Path:
     """The directory of a bundled name, a path or a hub id."""
     if model in bundled_names():
@@ -140,6 +122,10 @@ def _locate(model: str) -> Path:
     if path.is_dir():
         return path.resolve()
     if path.is_file():
+        if path.suffix == ".gguf":
+            raise quantised(path, "GGUF")
+        if path.suffix == ".safetensors" and (found := mark(read_header(path))) is not None:
+            raise quantised(path, found[1])
         raise UserError(
             f"{path} is one file, not a diffusers directory: convert it with diffusers, "
             "`StableDiffusionPipeline.from_single_file(FILE).save_pretrained(DIR)`, and give DIR."
@@ -170,44 +156,8 @@ def _files_read(root: Path, index: dict[str, Any]) -> list[Path]:
     for module in modules_of(index):
         folder = root / module
         files += [p for p in folder.glob("*") if p.suffix in (".json", ".txt", ".model") and p.is_file()]
-        files += _weight_files(folder)
+        files += weight_files(folder)
     return sorted(set(files))
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The module's safetensors: plain before fp16, sharded before single. Empty where it has none."""
-    for variant in ("", "fp16"):
-        for stem in _STEMS:
-            shards = folder / f"{stem}.safetensors.index{'.' * bool(variant)}{variant}.json"
-            if shards.is_file():
-                return _shards(shards)
-            single = folder / f"{stem}{'.' * bool(variant)}{variant}.safetensors"
-            if single.is_file():
-                return [single]
-    return []
-
-
-def _shards(path: Path) -> list[Path]:
-    """The files that a sharded index names. Raises UserError where one is missing or not beside it."""
-    names = sorted(set(map(str, read_json(path).get("weight_map", {}).values())))
-    for name in names:
-        if not _PLAIN_NAME.fullmatch(name) or not (path.parent / name).is_file():
-            raise UserError(f"{path.name} names the shard {name!r}, which is not in {path.parent}: download it again.")
-    if not names:
-        raise UserError(f"{path} names no shards: download it again.")
-    return [path.parent / name for name in names]
-
-
-def _no_weights(folder: Path) -> UserError:
-    """The sentence for a folder without safetensors."""
-    pickles = sorted(p.name for p in folder.glob("*") if p.suffix in _PICKLE)
-    if pickles:
-        return UserError(
-            f"{folder} has its weights only as pickle ({', '.join(pickles)}), which can run code and is never read: "
-            "convert them once where you trust them, `DiffusionPipeline.from_pretrained(DIR, use_safetensors=False)"
-            ".save_pretrained(NEW, safe_serialization=True)`, and give NEW."
-        )
-    return UserError(f"{folder} holds no .safetensors file: download the model again.")
 
 
 def main(arguments: list[str]) -> int:

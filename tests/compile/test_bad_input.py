@@ -37,6 +37,8 @@ Capture = pytest.CaptureFixture[str]
         (("--dtype", "float8"), ["--dtype is 'float8'", "float16 or float32"]),
         (("--references", "0"), ["--references is 0"]),
         (("--steps", "-2"), ["--steps is -2"]),
+        (("--cache-limit", "0"), ["--cache-limit is 0.0", "such as 50"]),
+        (("--cache-limit", "nan"), ["--cache-limit is nan"]),
         (("--model", "shapes-dti"), ["shapes-dti", "shapes-dit"]),
         (("--config", "nowhere.yaml"), ["nowhere.yaml", "cannot be read"]),
     ],

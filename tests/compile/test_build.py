@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -129,10 +130,10 @@ def test_a_rebuild_uses_what_is_stored_and_drops_presets_that_were_not_asked_for
 ) -> None:
     out = tmp_path / "again"
     shutil.copytree(built, out)
-    entries = {p: p.stat().st_mtime_ns for p in cache.rglob("*") if p.is_file()}
+    entries = {p: p.stat().st_ino for p in cache.rglob("*") if p.is_file()}  # a file that is written anew is another
     code, _, stderr = build("--out", out, "--cache", cache, *SMALL, "--verbose")
     assert code == 0, stderr
-    assert {p: p.stat().st_mtime_ns for p in cache.rglob("*") if p.is_file()} == entries
+    assert {p: p.stat().st_ino for p in cache.rglob("*") if p.is_file()} == entries
     assert not (out / "transformer" / "int4-rtn.onnx").exists()
     same = onnx_files(built)
     assert all(same[name] == data for name, data in onnx_files(out).items())
@@ -174,23 +175,35 @@ def test_a_preset_that_matches_no_layer_is_an_error(
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
+def mount(folder: Path, option: str) -> int:
+    """Mount a tmpfs; 0 where that is allowed."""
+    command = ["mount", "-t", "tmpfs", "-o", option, "tmpfs", str(folder)]
+    return subprocess.run(command, capture_output=True, check=False).returncode
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 3 MiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
+    if mount(folder, "size=3m"):
         pytest.skip("mounting a small tmpfs needs root")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(
+def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written_until_there_is_room(
     built: Path, cache: Path, small_disk: Path
 ) -> None:
-    code, _, stderr = build("--out", small_disk / "out", "--cache", cache, *SMALL, "--quiet")
-    assert code == 2 and "is full" in stderr and "Traceback" not in stderr, stderr
     out = small_disk / "out"
+    command = ("--preset", "fp16", "--out", out, "--cache", cache, *SMALL, "--quiet")
+    code, _, stderr = build(*command)
+    assert code == 2 and "Traceback" not in stderr, stderr
+    assert re.search(r"is full \(\d MiB free, \d+ MiB needed\)", stderr), stderr
     assert not (out / "manifest.json").exists()
     assert not [p for p in out.rglob("*") if p.name.endswith(".partial")]
+    assert mount(small_disk, "remount,size=64m") == 0
+    code, _, stderr = build(*command)
+    assert code == 0, stderr
+    same = onnx_files(built)
+    assert onnx_files(out) and all(same[name] == data for name, data in onnx_files(out).items())
