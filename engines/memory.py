@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from artifact.errors import UserError
+from artifact.free import available_bytes
 
 
 @dataclass(frozen=True)
@@ -103,12 +104,6 @@ def resident_bytes(field: str) -> int:
     except (OSError, StopIteration):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
-
-
-def available_bytes(root: Path = Path("/")) -> int:
-    """MemAvailable of /proc/meminfo: what programs can still take without swapping."""
-    lines = (root / "proc/meminfo").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
 
 
 def _lost(*free: Callable[[], int]) -> Callable[[], int]:

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 import torch
 
-from engines.memory import available_bytes
+from artifact.free import available_bytes
 from export.components import DTYPES, Component
 from export.source import Source
 

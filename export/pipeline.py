@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 
-from engines.memory import available_bytes
+from artifact.free import available_bytes
 from export.components import Component, components
 from export.families import pipeline_row
 from export.offload import offloaded

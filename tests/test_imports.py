@@ -22,7 +22,12 @@ ALLOWED = {
     "export": {"artifact"},
 }
 # Commands know several stages; nothing else does.
-COMMANDS = {f"export/{name}.py" for name in ("build", "compile", "deliver", "describe", "options", "plan", "rewrite")}
+COMMANDS = {
+    f"export/{name}.py"
+    for name in (
+        "build", "compile", "deliver", "describe", "dry_run", "options", "plan", "quantise", "rewrite",
+    )
+}  # fmt: skip
 
 
 def imports(path: Path) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from pathlib import Path
 
-from engines import memory
+from artifact.free import available_bytes
 from plugins.errors import PluginError
 
 
@@ -21,7 +21,7 @@ def free_bytes(root: Path = Path("/"), library: str = "libnvidia-ml.so.1") -> tu
     On a Jetson, whose GPU shares the system's memory and has no NVML for it, MemAvailable; else NVML.
     """
     if (root / "etc/nv_tegra_release").exists():
-        return "MemAvailable", memory.available_bytes(root)
+        return "MemAvailable", available_bytes(root)
     try:
         nvml, device, info = ctypes.CDLL(library), ctypes.c_void_p(), _MemoryInfo()
         if nvml.nvmlInit_v2() or nvml.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(device)):

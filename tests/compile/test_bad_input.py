@@ -35,7 +35,7 @@ Capture = pytest.CaptureFixture[str]
         (("--rank", "-1"), ["--rank is -1", "0 for no low-rank branch"]),
         (("--reserve-rank", "-16"), ["--reserve-rank is -16", "rank of the LoRAs"]),
         (("--dtype", "float8"), ["--dtype is 'float8'", "float16 or float32"]),
-        (("--references", "0"), ["--references is 0"]),
+        (("--references", "-1"), ["--references is -1"]),
         (("--steps", "-2"), ["--steps is -2"]),
         (("--cache-limit", "0"), ["--cache-limit is 0.0", "such as 50"]),
         (("--cache-limit", "nan"), ["--cache-limit is nan"]),

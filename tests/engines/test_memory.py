@@ -19,7 +19,8 @@ from onnx import helper, numpy_helper
 
 from artifact.errors import UserError
 from artifact.manifest import NAME, Artifact
-from engines.memory import Probe, Recorder, available_bytes, probe, resident_bytes
+from artifact.free import available_bytes
+from engines.memory import Probe, Recorder, probe, resident_bytes
 from engines.modes import MODES, estimated_bytes
 from tests.engines.test_trt_session import driver, libcuda
 from tests.engines.tiny import Tiny
