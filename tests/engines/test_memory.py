@@ -18,8 +18,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 from artifact.errors import UserError
-from artifact.manifest import NAME, Artifact
 from artifact.free import available_bytes
+from artifact.manifest import NAME, Artifact
 from engines.memory import Probe, Recorder, probe, resident_bytes
 from engines.modes import MODES, estimated_bytes
 from tests.engines.test_trt_session import driver, libcuda
