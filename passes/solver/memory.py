@@ -1,0 +1,2 @@
+def estimated_bytes(n, k, s):
+    return 0
