@@ -69,6 +69,15 @@ def main(
     seed: Annotated[int, typer.Option(help="Seed of noise, sampling and randomised SVD.")] = Options.seed,
     jobs: Annotated[int | None, typer.Option(help="Worker processes [default: one per core].")] = None,
     cache: Annotated[Path | None, typer.Option(help="Store of finished work [default: <out>/.cache].")] = None,
+    executor: Annotated[
+        str, typer.Option(help="What solves layers: local processes, or a ray cluster.")
+    ] = Options.executor,
+    ray_address: Annotated[
+        str | None, typer.Option(help="HOST:PORT of the Ray cluster [default: RAY_ADDRESS, else one that starts here].")
+    ] = None,
+    max_memory: Annotated[
+        str | None, typer.Option(help="What workers may take together, such as 8GB [default: what is available].")
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="YAML file of these flags.", is_eager=True, callback=_defaults)
     ] = None,
@@ -81,6 +90,7 @@ def main(
         options = Options(
             model, preset, tuple(p.strip() for p in compare.split(",") if p.strip()), target, out, rank, reserve_rank,
             group_size, dtype, prompts, calibration, rows, reference_prompts, references, steps, seed, jobs, cache,
+            executor, ray_address, max_memory,
         )  # fmt: skip
         options.check()
         from export.compile import compile_model  # late: --help and a bad flag should not wait for torch

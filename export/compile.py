@@ -194,7 +194,9 @@ def _solve(
 
         tick(0, len(layers), preset)
         tensors = build.source.weights(build.denoiser.module)
-        return solve(layers, asked, tensors, samples, build.store, _workers(build.options), line)
+        options = build.options
+        limits = options.rows, options.memory_limit, options.cluster
+        return solve(layers, asked, tensors, samples, build.store, _workers(options), line, *limits)
 
 
 def _workers(options: Options) -> int:

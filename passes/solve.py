@@ -11,6 +11,7 @@ from passes.layers import Layer
 from passes.presets import Preset
 from passes.solved import Quantised
 from passes.solver import Job, Recipe, SolvedLayer, solve_into
+from passes.solver.cluster import Cluster
 from passes.weights import LayerLoader, Stored
 
 
@@ -65,21 +66,23 @@ def solve(
     store: Store,
     workers: int,
     progress: Callable[[str], None] | None = None,
+    rows: int = 0,
+    max_memory: int | None = None,
+    cluster: Cluster | None = None,
 ) -> StoredLayers:
-    """Solve what the store does not hold yet.
+    """Solve what the store does not hold yet, with at most `max_memory` bytes, or on a cluster: see `solve_into`.
 
-    `tensors`: the source's weights by name; `samples`: store keys of calibration samples by Layer.input.
+    `tensors`: the source's weights by name; `samples`: store keys of calibration samples by Layer.input, of at most
+    `rows` rows each.
     """
-    jobs = [
-        Job(
-            layer.name,
-            LayerLoader(layer, _only(tensors, layer), str(store.root), samples.get(layer.input)),
-            recipes_by_name[layer.name],
-            layer.k * layer.n,
-        )
-        for layer in layers
-    ]
-    keys = solve_into(jobs, store, workers, progress)
+    jobs = []
+    for layer in layers:
+        refs, key = _only(tensors, layer), samples.get(layer.input)
+        load = LayerLoader(layer, refs, str(store.root), key)
+        shape = layer.n, layer.k, rows if key is not None else 0
+        files = tuple(sorted({stored.file for stored in refs.values()}))
+        jobs.append(Job(layer.name, load, recipes_by_name[layer.name], shape, files))
+    keys = solve_into(jobs, store, workers, progress, max_memory, cluster)
     return StoredLayers(store, {layer.name: keys[layer.name] for layer in layers}, recipes_by_name)
 
 

@@ -20,7 +20,7 @@ NUMERICS_VERSION = 3
 
 def solve_key(weight: np.ndarray, bias: np.ndarray | None, samples: np.ndarray | None, recipe: Recipe) -> str:
     """SHA-256 (hex) over the arrays with dtype and shape, the recipe, and what else decides the last bits."""
-    digest = hashlib.sha256(json.dumps([asdict(recipe), _numerics()], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([asdict(recipe), numerics()], sort_keys=True).encode())
     for array in (weight, bias, samples):
         if array is None:
             digest.update(b"none ")
@@ -30,7 +30,7 @@ def solve_key(weight: np.ndarray, bias: np.ndarray | None, samples: np.ndarray |
     return digest.hexdigest()
 
 
-def _numerics() -> dict[str, str]:
+def numerics() -> dict[str, str]:
     """Versions, and the instruction set by which MKL and LLVM choose their loops and so the order of sums."""
     return {
         "version": str(NUMERICS_VERSION),
