@@ -94,7 +94,7 @@ def each(
         least = check_nodes(store, files)
         # A hint above the memory of a machine would keep the task off it, or waiting for ever.
         hints = [min(memory(task), least) for task in tasks]
-        remote = ray.remote(_run).options(num_cpus=1, max_retries=RETRIES, runtime_env={"env_vars": ONE_THREAD})
+        remote = ray.remote(num_cpus=1, max_retries=RETRIES, runtime_env={"env_vars": ONE_THREAD})(_run)
         waiting, running = list(range(len(tasks))), dict[Any, int]()
         folder = os.getcwd()
         try:

@@ -38,13 +38,11 @@ def check_nodes(store: Path, files: Sequence[Path]) -> int:
     store.mkdir(parents=True, exist_ok=True)
     token.touch()
     try:
-        remote = ray.remote(look).options(num_cpus=0, max_retries=0, runtime_env={"env_vars": ONE_THREAD})
-        refs = {
-            node["NodeID"]: remote.options(
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ).remote(os.getcwd(), str(token), node["NodeID"], sizes, numerics())
-            for node in nodes
-        }
+        remote = ray.remote(num_cpus=0, max_retries=0, runtime_env={"env_vars": ONE_THREAD})(look)
+        refs = {}
+        for name in (node["NodeID"] for node in nodes):
+            there = remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(name, soft=False))
+            refs[name] = there.remote(os.getcwd(), str(token), name, sizes, numerics())
         for node in nodes:
             try:
                 found = ray.get(refs[node["NodeID"]], timeout=PATIENCE)
