@@ -6,6 +6,16 @@ from pathlib import Path
 
 
 def available_bytes(root: Path = Path("/")) -> int:
-    """MemAvailable of /proc/meminfo: what programs can still take without swapping."""
+    """What programs can still take without swapping: MemAvailable of /proc/meminfo, or what this container may have.
+
+    `root` stands in for the machine's file system in tests. A container's limit is that of cgroup 2.
+    """
     lines = (root / "proc/meminfo").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    group = root / "sys/fs/cgroup"
+    try:
+        allowed, used = (int((group / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
+        kept = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+    except (OSError, ValueError):  # no container, or "max": no limit
+        return free
+    return min(free, allowed - used + int(kept.get("inactive_file", 0)))

@@ -85,6 +85,15 @@ def main(
     cache_limit: Annotated[
         float | None, typer.Option(help="GB the store may have; what was used least recently goes [default: no limit].")
     ] = None,
+    executor: Annotated[
+        str, typer.Option(help="What solves layers: local processes, or a ray cluster.")
+    ] = Options.executor,
+    ray_address: Annotated[
+        str | None, typer.Option(help="HOST:PORT of the Ray cluster [default: RAY_ADDRESS, else one that starts here].")
+    ] = None,
+    max_memory: Annotated[
+        str | None, typer.Option(help="What workers may take together, such as 8GB [default: what is available].")
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="YAML file of these flags.", is_eager=True, callback=_defaults)
     ] = None,

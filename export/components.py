@@ -33,6 +33,9 @@ class Component:
     config: dict[str, Any]
     float32: bool = False
 
+    def __str__(self) -> str:
+        return f"component {self.name}"
+
     @property
     def row(self) -> Row:
         """What the family knows about it."""

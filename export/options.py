@@ -9,10 +9,14 @@ from typing import Any
 
 from artifact.errors import UserError, nearest
 from engines import targets
+from engines.modes import parse_bytes
 from passes.presets import PRESETS
+from passes.solver.cluster import Cluster
 from plugins.svdq_linear.spec import GROUP_SIZES
 
 BASELINE = "fp16"
+#: Less than this much memory is a unit that was forgotten.
+LEAST_MEMORY = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,9 @@ class Options:
     jobs         worker processes; default one per core
     cache        content-addressed store; default <out>/.cache
     cache_limit  GB that the store may have; what was used least recently goes, what this build uses stays
+    executor     what solves layers: "local", processes here, or "ray", a Ray cluster
+    ray_address  of that cluster; default RAY_ADDRESS, else a Ray that starts here
+    max_memory   that the workers take together, such as "8GB"; default what is available
     """
 
     model: str = "shapes-dit"
@@ -64,6 +71,22 @@ class Options:
     jobs: int | None = None
     cache: Path | None = None
     cache_limit: float | None = None
+    executor: str = "local"
+    ray_address: str | None = None
+    max_memory: str | None = None
+
+    @property
+    def cluster(self) -> Cluster | None:
+        """The Ray cluster to solve on, None for processes here."""
+        return Cluster(self.ray_address) if self.executor == "ray" else None
+
+    @property
+    def memory_limit(self) -> int | None:
+        """max_memory in bytes. Raises UserError where it is none, or less than anything takes."""
+        limit = None if self.max_memory is None else parse_bytes(self.max_memory)
+        if limit is not None and limit < LEAST_MEMORY:
+            raise UserError(f"--max-memory is {limit} bytes: give an amount with its unit, such as 8GB.")
+        return limit
 
     @property
     def presets(self) -> list[str]:
@@ -101,6 +124,20 @@ class Options:
             raise UserError(f"--cache-limit is {self.cache_limit}: give the GB that the store may have, such as 50.")
         if self.seed < 0:
             raise UserError(f"--seed is {self.seed}: give 0 or more.")
+        self._check_executor()
+
+    def _check_executor(self) -> None:
+        if self.executor not in ("local", "ray"):
+            raise UserError(f"--executor is {self.executor!r}: give local or ray.")
+        if self.cluster is None and self.ray_address is not None:
+            raise UserError(f"--ray-address is {self.ray_address!r}, but --executor is local: add --executor ray.")
+        if self.memory_limit is not None and self.cluster is not None and self.cluster.known is not None:
+            raise UserError(
+                f"--max-memory is for workers here, but layers are solved on {self.cluster.known}: leave it out, and "
+                "give machines their limit with `ray start --memory`."
+            )
+        if self.cluster is not None:
+            self.cluster.check()
 
 
 def read_config(path: Path) -> dict[str, Any]:

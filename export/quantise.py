@@ -120,8 +120,11 @@ def _solve(
 
         tick(0, len(layers), title)
         tensors = build.source.weights(part.module)
-        count = workers(build.options)
-        return solve(layers, asked, tensors, samples, build.store, count, line, source=identity(build, part))
+        options = build.options
+        return solve(
+            layers, asked, tensors, samples, build.store, workers(options), line, options.rows, options.memory_limit,
+            options.cluster, identity(build, part),
+        )  # fmt: skip
 
 
 def identity(build: Build, part: Component) -> str:

@@ -16,6 +16,7 @@ from passes.layers import Layer
 from passes.presets import Preset
 from passes.solved import Quantised
 from passes.solver import Job, Recipe, SolvedLayer, solve_into
+from passes.solver.cluster import Cluster
 from passes.solver.key import numerics
 from passes.solver.solved import ARRAYS
 from passes.weights import LayerLoader, Stored
@@ -99,31 +100,33 @@ def solve(
     store: Store,
     workers: int,
     progress: Callable[[str], None] | None = None,
+    rows: int = 0,
+    max_memory: int | None = None,
+    cluster: Cluster | None = None,
     source: str = "",
 ) -> StoredLayers:
-    """Solve what the store does not hold yet.
+    """Solve what the store does not hold yet, with at most `max_memory` bytes, or on a cluster: see `solve_into`.
 
-    `tensors`: the source's weights by name; `samples`: store keys of calibration samples by Layer.input; `source`: what
-    tells these weights from all others, so that a layer solved before is found without reading them.
+    `tensors`: the source's weights by name; `samples`: store keys of calibration samples by Layer.input, of at most
+    `rows` rows each; `source`: what tells these weights from all others, so that a layer solved before is found without
+    reading them.
     """
-    aliases = _aliases(layers, recipes_by_name, samples, source)
+    aliases = _aliases(layers, recipes_by_name, samples, source) if source else {}
     keys = known_layers(layers, recipes_by_name, samples, store, source) if source else {}
     for name in keys:
         if progress is not None:
             progress(f"{name}: from the store")
-    jobs = [
-        Job(
-            layer.name,
-            LayerLoader(layer, _only(tensors, layer), str(store.root), samples.get(layer.input)),
-            recipes_by_name[layer.name],
-            layer.k * layer.n,
-        )
-        for layer in layers
-        if layer.name not in keys
-    ]
-    for name, key in solve_into(jobs, store, workers, progress).items():
-        keys[name] = key
-        store.put_bytes(aliases[name], key.encode())
+    jobs = []
+    for layer in (layer for layer in layers if layer.name not in keys):
+        refs, key = _only(tensors, layer), samples.get(layer.input)
+        load = LayerLoader(layer, refs, str(store.root), key)
+        shape = layer.n, layer.k, rows if key is not None else 0
+        files = tuple(sorted({stored.file for stored in refs.values()}))
+        jobs.append(Job(layer.name, load, recipes_by_name[layer.name], shape, files, aliases.get(layer.name)))
+    try:
+        keys |= solve_into(jobs, store, workers, progress, max_memory, cluster)
+    except ValueError as e:
+        raise UserError(f"Solving stopped at {e}.") from e
     return StoredLayers(store, {layer.name: keys[layer.name] for layer in layers}, recipes_by_name)
 
 

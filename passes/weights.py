@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -18,13 +19,22 @@ class Stored(Protocol):
     @property
     def shape(self) -> tuple[int, ...]: ...
 
+    @property
+    def file(self) -> Path: ...
+
     def read(self) -> np.ndarray: ...
 
 
 def _array(stored: Stored) -> np.ndarray:
-    """The tensor; float16 as it is, every other type as float32."""
+    """The tensor; 16-bit types as they are, and mapped if they were, every other type as float32."""
     array = stored.read()
-    return np.asarray(array) if array.dtype == np.float16 else np.asarray(array, np.float32)
+    kept = array.dtype == np.float16 or array.dtype.name == "bfloat16"
+    return np.require(array, None if kept else np.float32, "A")
+
+
+def _stacked(parts: list[np.ndarray]) -> np.ndarray:
+    """The parts one below the other; a single one is not copied, for it may fill the memory."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 @dataclass(frozen=True)
@@ -39,9 +49,7 @@ class LayerLoader:
     def __call__(self) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
         layer = self.layer
         parts = [_array(self.refs[name]) for name in layer.weights]
-        weight = np.concatenate(
-            [part.reshape(len(part), -1) for part in parts]
-        )  # a 1 x 1 convolution has two more axes
+        weight = _stacked([part.reshape(len(part), -1) for part in parts])  # a 1 x 1 convolution has two more axes
         bias = self._bias()
         samples = None
         if self.samples_key is not None:
@@ -63,4 +71,4 @@ class LayerLoader:
             _array(self.refs[b]) if b is not None else np.zeros(n, np.float32)
             for b, n in zip(self.layer.biases, rows, strict=True)
         ]
-        return np.concatenate(parts)
+        return _stacked(parts)

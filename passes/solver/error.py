@@ -8,6 +8,7 @@ import torch
 from passes.solver.problem import Problem, check, one_thread
 from passes.solver.quantise import activation_values, round_weight, weight_values
 from passes.solver.recipe import Recipe
+from passes.solver.smoothing import smoothed_weight
 from passes.solver.solved import SolvedLayer
 
 Factors = tuple[torch.Tensor, torch.Tensor]
@@ -25,7 +26,8 @@ class Judge:
 
     def __init__(self, problem: Problem, inv_smooth: torch.Tensor) -> None:
         self.problem, self.inv_smooth = problem, inv_smooth
-        self.smoothed, self.weights = problem.weight / inv_smooth, problem.channel_weights * inv_smooth
+        self.smoothed = smoothed_weight(problem.weight, inv_smooth)
+        self.weights = problem.channel_weights * inv_smooth
         self.importance = self.weights.square()
         recipe, samples = problem.recipe, problem.samples
         if samples is not None:
@@ -39,7 +41,7 @@ class Judge:
         if samples is None:
             exact = values.clone()
             round_weight(values, self.importance, recipe.group_size, recipe.clip, t)
-            return squares((exact - values) * self.inv_smooth)
+            return squares(exact.sub_(values).mul_(self.inv_smooth), scratch=values)
         round_weight(values, self.importance, recipe.group_size, recipe.clip, t)
         y = self.acts @ values.T
         if factors is not None:
@@ -80,23 +82,28 @@ def relative_error(problem: Problem, solved: SolvedLayer) -> float:
         torch.from_numpy(a.astype(np.float32)).clone()
         for a in (solved.inv_smooth, solved.down, solved.up, solved.wscale, solved.bias)
     )
-    codes = torch.from_numpy(solved.qweight).clone()
+    codes = torch.from_numpy(solved.qweight)
     if x is not None:
         acts, hidden = activation_values(x, inv_smooth, recipe.variant(), t), t.rounded(x @ down)
-    reference = difference = 0.0
-    for start in range(0, codes.shape[0], BLOCK):
-        rows = slice(start, start + BLOCK)
+
+    def block(rows: slice) -> tuple[float, float]:
         values, weight = weight_values(codes[rows], scales[rows], recipe.group_size), problem.weight[rows]
         if x is None:
-            wanted, got = weight, torch.addmm(values * inv_smooth, up[:, rows].T, down.T)
+            wanted, got = weight, values.mul_(inv_smooth).addmm_(up[:, rows].T, down.T)
         else:
             wanted = torch.addmm(problem.bias[rows], x, weight.T)
             got = t.rounded(torch.addmm(acts @ values.T, hidden, up[:, rows]) + bias[rows])
-        reference += squares(wanted)
-        difference += squares(wanted - got)
+        scratch = torch.empty_like(got)
+        return squares(wanted, scratch), squares(torch.sub(wanted, got, out=got), scratch)
+
+    blocks = (block(slice(start, start + BLOCK)) for start in range(0, codes.shape[0], BLOCK))
+    reference, difference = (sum(parts) for parts in zip(*blocks, strict=True))
     return float((difference / reference) ** 0.5 if reference else difference > 0)
 
 
-def squares(values: torch.Tensor) -> float:
-    """Sum of squares of [rows, columns]: float32 within a row, float64 across rows."""
-    return float(values.square().sum(1).double().sum())
+def squares(values: torch.Tensor, scratch: torch.Tensor | None = None) -> float:
+    """Sum of squares of [rows, columns]: float32 within a row, float64 across rows.
+
+    scratch, of the same shape, is overwritten: fresh memory costs more than the squares.
+    """
+    return float(torch.square(values, out=scratch).sum(1).double().sum())

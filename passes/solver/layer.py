@@ -15,7 +15,7 @@ from passes.solver.quantise import weight_codes, weight_values
 from passes.solver.recipe import Recipe
 from passes.solver.refine import one_round, refine
 from passes.solver.solved import SolvedLayer
-from plugins.svdq_linear.spec import padded_rank
+from plugins.svdq_linear.spec import group_count, padded_rank
 
 #: Power iterations of the branch's SVD, which starts from that of a part. Refinement sharpens it; without, and
 #: from a random start, it has to be good by itself.
@@ -94,29 +94,36 @@ def _branch(problem: Problem, part: _Part, inv_smooth: torch.Tensor) -> tuple[Fa
         down, up = branch_factors(low.times(inv_smooth), problem.samples, t)
         return judge.score((down, up[:, rows].contiguous()))
 
-    smoothed, low = problem.weight / inv_smooth, low.times(1 / inv_smooth)
+    low = low.times(1 / inv_smooth)
+    smoothed = smoothing.smoothed_weight(problem.weight, inv_smooth)
     low, rounds = refine(smoothed, judge.weights, low, recipe.refine, recipe.group_size, t, score)
     return branch_factors(low.times(inv_smooth), problem.samples, t), rounds
+
+
+def _row_sums(codes: torch.Tensor, scales: torch.Tensor, inv_smooth: torch.Tensor, group: int) -> torch.Tensor:
+    """The dequantised weight · inv_smooth, float64 [N]."""
+    wide, blocks = inv_smooth.double(), range(0, len(codes), BLOCK)
+    values = (weight_values(codes[i : i + BLOCK], scales[i : i + BLOCK], group) for i in blocks)
+    return torch.cat([v.double() @ wide for v in values])
 
 
 def _assemble(problem: Problem, inv_smooth: torch.Tensor, factors: Factors | None) -> SolvedLayer:
     recipe, t = problem.recipe, problem.t
     outputs, channels = problem.weight.shape
     importance = (problem.channel_weights * inv_smooth).square()
-    blocks = []
+    codes = torch.empty(outputs, channels, dtype=torch.int8)
+    scales = torch.empty(outputs, group_count(channels, recipe.group_size))
     for start in range(0, outputs, BLOCK):
         rows = slice(start, start + BLOCK)
         some = None if factors is None else (factors[0], factors[1][:, rows])
-        left = residual(problem.weight[rows] / inv_smooth, inv_smooth, some)
-        blocks.append(weight_codes(left, importance, recipe.group_size, recipe.clip, t))
-    codes, scales = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+        left = residual(smoothing.smoothed_weight(problem.weight[rows], inv_smooth), inv_smooth, some)
+        codes[rows], scales[rows] = weight_codes(left, importance, recipe.group_size, recipe.clip, t)
     if not bool(torch.isfinite(t.rounded(scales)).all()):
         raise ValueError(f"a weight scale reaches {float(scales.max())}, beyond {recipe.dtype}'s {t.largest}")
     bias = problem.bias
     if recipe.act_shift:
         # Only the quantised path sees x + shift. Its constant part is what the op itself computes from.
-        offset = weight_values(codes, scales, recipe.group_size).double() @ inv_smooth.double()
-        bias = (bias.double() - recipe.act_shift * offset).float()
+        bias = (bias.double() - recipe.act_shift * _row_sums(codes, scales, inv_smooth, recipe.group_size)).float()
     down = torch.zeros(channels, padded_rank(recipe.rank))
     up = torch.zeros(padded_rank(recipe.rank), outputs)
     if factors is not None:

@@ -1,124 +1,102 @@
 """A process pool for layers: one thread per worker, a task at a time, and nothing left behind when it ends.
 
-The standard library's executor lets running tasks finish on Ctrl-C and does not say which task killed it.
+The standard library's executor lets running tasks finish on Ctrl-C, does not say which task killed it, and knows no
+limit of memory.
 """
 
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import wait
+from typing import TypeVar
+
+from artifact.errors import UserError
+from passes.solver.worker import Worker
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-#: Read by the libraries while they load, so they have to be in place before a worker starts.
-ONE_THREAD = {
-    name: "1"
-    for name in (
-        "OMP_NUM_THREADS",
-        "MKL_NUM_THREADS",
-        "OPENBLAS_NUM_THREADS",
-        "NUMEXPR_NUM_THREADS",
-        "NUMBA_NUM_THREADS",
-    )
-}
 
-
-class WorkerDied(RuntimeError):
+class WorkerDied(UserError):
     """A worker ended without an answer: killed from outside, most often for want of memory."""
 
 
 def each(
-    function: Callable[[Task], Result], tasks: Sequence[Task], workers: int, preload: str
+    function: Callable[[Task], Result],
+    tasks: Sequence[Task],
+    workers: int,
+    preload: str,
+    memory: Callable[[Task], int] | None = None,
+    limit: int | None = None,
 ) -> Iterator[tuple[Task, Result]]:
     """Yield (task, function(task)) as they finish; tasks start in the given order on `workers` processes.
 
-    function, tasks and results must be picklable; `preload` is a module worth importing before the workers
-    are forked from one server. The first exception of a task is raised here, with the worker's traceback as
-    its cause. However this generator ends, by an exception, Ctrl-C or being closed, its workers are ended at
-    once.
+    function, tasks and results must be picklable; `preload` is a module worth importing before the workers are forked
+    from one server. memory(task) is what a task is estimated to take, in bytes: those in flight together stay within
+    `limit`, a smaller task going first where the next does not fit, and one that is larger alone runs alone.
+
+    A task whose worker is killed (SIGKILL: the kernel does so when memory runs out) is tried once more, when all others
+    in flight are done; from then on there are half as many workers. Raises WorkerDied where that does not help, and
+    for a worker that ends in any other way. The first exception of a task is raised here, with the worker's traceback
+    as its cause. However this generator ends, by an exception, Ctrl-C or being closed, its workers are ended at once.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([preload])
-    waiting = list(reversed(tasks))
-    pipes: dict[Connection, tuple[BaseProcess, Task]] = {}
-    processes: list[BaseProcess] = []
+    sizes = [memory(task) if memory else 0 for task in tasks]
+    waiting, killed, again = list(range(len(tasks))), list[int](), set[int]()
+    crew: list[Worker] = []
     try:
-        with _environment(ONE_THREAD):
-            for _ in range(min(workers, len(tasks))):
-                ours, theirs = context.Pipe()
-                process: BaseProcess = context.Process(target=_serve, args=(theirs, function), daemon=True)
-                process.start()
-                theirs.close()
-                processes.append(process)
-                pipes[ours] = (process, waiting.pop())
-        for pipe, (_, task) in pipes.items():
-            _send(pipe, task)
-        while pipes:
-            for ready in wait(list(pipes)):
-                assert isinstance(ready, Connection)
-                pipe, (process, task) = ready, pipes[ready]
+        while waiting or killed or any(w.task is not None for w in crew):
+            busy = {w.pipe: w for w in crew if w.task is not None}
+            if killed and not busy:
+                workers, again, waiting, killed = max(1, workers // 2), again | {*killed}, [*killed, *waiting], []
+                for surplus in crew[workers:]:
+                    surplus.end()
+                del crew[workers:]
+            while not killed and len(busy) < workers:
+                free = limit - sum(sizes[w.task] for w in busy.values() if w.task is not None) if limit else None
+                number = next((n for n in waiting if free is None or not busy or sizes[n] <= free), None)
+                if number is None:
+                    break
+                idle = next((w for w in crew if w.task is None), None)
+                if idle is None:
+                    crew.append(idle := Worker(context, function))
+                waiting.remove(number)
+                idle.start(number, tasks[number])
+                busy[idle.pipe] = idle
+            for ready in wait(list(busy)):
+                worker = next(w for p, w in busy.items() if p is ready)
+                number = worker.task
+                assert number is not None
                 try:
-                    good, answer = pipe.recv()
+                    good, answer = worker.answer()
                 except (EOFError, OSError) as ended:
-                    process.join()
-                    raise WorkerDied(f"the process that worked on {task} ended with code {process.exitcode}") from ended
+                    crew.remove(worker)
+                    code = worker.ended()
+                    if code != -signal.SIGKILL or number in again:
+                        raise WorkerDied(_sentence(tasks[number], code, workers, sizes[number])) from ended
+                    killed.append(number)
+                    continue
                 if not good:
                     error, trace = answer
                     raise error from RuntimeError(f"in a worker:\n{trace}")
-                if waiting:
-                    pipes[pipe] = (process, waiting.pop())
-                    _send(pipe, pipes[pipe][1])
-                else:
-                    del pipes[pipe]
-                    pipe.close()
-                yield task, answer
+                yield tasks[number], answer
     finally:
-        for started in processes:
-            started.terminate()
-        for started in processes:
-            started.join()
+        for worker in crew:
+            worker.process.terminate()
+        for worker in crew:
+            worker.end()
 
 
-def _send(pipe: Connection, task: Any) -> None:
-    try:
-        pipe.send(task)
-    except (BrokenPipeError, ConnectionResetError):
-        return  # the worker is gone: the answer's EOF says so, with the task's name
-
-
-def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:
-    # Ctrl-C reaches the whole foreground group: the parent alone decides, and ends us.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    while True:
-        try:
-            task = pipe.recv()
-        except (EOFError, OSError):
-            return  # no more tasks, or the parent is gone
-        try:
-            answer = (True, function(task))
-        except Exception as error:
-            answer = (False, (error, traceback.format_exc()))
-        pipe.send(answer)
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+def _sentence(task: object, code: int | None, workers: int, size: int) -> str:
+    what = f"The process that worked on {task} ended with code {code}"
+    if code != -signal.SIGKILL:
+        return f"{what}: run the same command again, what was finished is kept."
+    needs = f", and it needs about {size / 1e9:.1f} GB" if size else ""
+    advice = "on a machine with more memory" if workers == 1 else "with --jobs 1, or with more memory free"
+    return (
+        f"{what} twice, the second time with no more than {workers} at once: the system ends processes so when memory "
+        f"runs out{needs}; run the same command {advice}, what was finished is kept."
+    )

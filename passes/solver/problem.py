@@ -48,9 +48,14 @@ class Problem:
 
     def part(self, tokens: int) -> tuple[Problem, torch.Tensor]:
         """Evenly spaced output rows, enough to compare candidates by, and at most `tokens` samples; which rows."""
-        rows = _evenly(self.weight.shape[0], max(PART_ROWS, PART_ROWS_PER_RANK * self.recipe.rank))
+        rows = _evenly(self.weight.shape[0], part_rows(self.weight.shape[0], self.recipe.rank))
         samples = None if self.samples is None else self.samples[_evenly(self.samples.shape[0], tokens)]
         return replace(self, weight=self.weight[rows], bias=self.bias[rows], samples=samples), rows
+
+
+def part_rows(outputs: int, rank: int) -> int:
+    """How many of a layer's output rows candidates are compared on."""
+    return min(outputs, max(PART_ROWS, PART_ROWS_PER_RANK * rank))
 
 
 def check(weight: np.ndarray, bias: np.ndarray | None, samples: np.ndarray | None, recipe: Recipe) -> Problem:

@@ -3,7 +3,8 @@
 Compiled with numba: as separate torch operations they are dozens of passes over memory and most of a solver's
 time. What keeps the inner loops in vector registers: maxima are taken over the floats' bits (ordered like
 integers where they are positive, and integer maxima need no NaN rules), and choices are conditional
-expressions, not min and max.
+expressions, not min and max. For one group of 64 a call or another view of an array costs as much as a loop:
+what is called per group is inlined, and the bits are viewed once for the whole array.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def compiled(signature: str, **options: Any) -> Callable[[Callable[..., Any]], C
     return decorate
 
 
-@compiled("f4(f4, i8, f4, f4)")
+@compiled("f4(f4, i8, f4, f4)", forceinline=True)
 def round_to(value, drop, smallest, largest):  # type: ignore[no-untyped-def]
     """A float32 >= 0 rounded to T: `drop` bits shorter, ties to even; above T's largest number: infinity."""
     if drop == 0:
@@ -60,10 +61,9 @@ def round_to(value, drop, smallest, largest):  # type: ignore[no-untyped-def]
     return rounded if rounded <= largest else np.float32(np.inf)
 
 
-@compiled("f4(f4[::1], i4)")
-def _peak(values, mask):  # type: ignore[no-untyped-def]
-    """max|values|, or max(values, 0) where the mask keeps the sign."""
-    bits = values.view(np.int32)
+@compiled("f4(i4[::1], i4)", forceinline=True)
+def _peak(bits, mask):  # type: ignore[no-untyped-def]
+    """max|values| of floats given as their bits, or max(values, 0) where the mask keeps the sign."""
     peak = np.int32(0)
     for k in range(bits.shape[0]):
         value = bits[k] & mask
@@ -85,10 +85,10 @@ def _squared_error(values, importance, scale):  # type: ignore[no-untyped-def]
     return total
 
 
-@compiled("f4(f4[::1], f4[::1], b1, i8, f4, f4)")
-def _weight_scale(values, importance, clip, drop, smallest, largest):  # type: ignore[no-untyped-def]
+@compiled("f4(f4[::1], i4[::1], f4[::1], b1, i8, f4, f4)", forceinline=True)
+def _weight_scale(values, bits, importance, clip, drop, smallest, largest):  # type: ignore[no-untyped-def]
     """The scale (exact in T) of a group of weights: its largest / 7, or with clipping of least error."""
-    full = _peak(values, MAGNITUDE) / WEIGHT_TOP
+    full = _peak(bits, MAGNITUDE) / WEIGHT_TOP
     best = round_to(full, drop, smallest, largest)
     if not clip:
         return best
@@ -104,13 +104,14 @@ def _weight_scale(values, importance, clip, drop, smallest, largest):  # type: i
 @compiled("void(f4[:,::1], f4[:,::1], f4[::1], f4, i8, b1, i8, f4, f4, f4[:,::1])")
 def _branch_target(weight, low_rank, importance, step, group, clip, drop, smallest, largest, out):  # type: ignore[no-untyped-def]
     rows, channels = weight.shape
+    bits = out.view(np.int32)
     for n in range(rows):
         for start in range(0, channels, group):
             end = min(start + group, channels)
             w, low, to = weight[n, start:end], low_rank[n, start:end], out[n, start:end]
             for k in range(end - start):
                 to[k] = w[k] - low[k]
-            scale = _weight_scale(to, importance[start:end], clip, drop, smallest, largest)
+            scale = _weight_scale(to, bits[n, start:end], importance[start:end], clip, drop, smallest, largest)
             inverse = ONE / scale if scale > ZERO else ZERO
             for k in range(end - start):
                 code = np.rint(to[k] * inverse)
@@ -122,11 +123,12 @@ def _branch_target(weight, low_rank, importance, step, group, clip, drop, smalle
 @compiled("void(f4[:,::1], f4[::1], i8, b1, i8, f4, f4, i1[:,::1], f4[:,::1])")
 def _weight_codes(weight, importance, group, clip, drop, smallest, largest, codes, scales):  # type: ignore[no-untyped-def]
     rows, channels = weight.shape
+    bits = weight.view(np.int32)
     for n in range(rows):
         for start in range(0, channels, group):
             end = min(start + group, channels)
             w, to = weight[n, start:end], codes[n, start:end]
-            scale = _weight_scale(w, importance[start:end], clip, drop, smallest, largest)
+            scale = _weight_scale(w, bits[n, start:end], importance[start:end], clip, drop, smallest, largest)
             scales[n, start // group] = scale
             inverse = ONE / scale if scale > ZERO else ZERO
             for k in range(end - start):
@@ -138,11 +140,12 @@ def _weight_codes(weight, importance, group, clip, drop, smallest, largest, code
 @compiled("void(f4[:,::1], f4[::1], i8, b1, i8, f4, f4)")
 def _round_weight(weight, importance, group, clip, drop, smallest, largest):  # type: ignore[no-untyped-def]
     rows, channels = weight.shape
+    bits = weight.view(np.int32)
     for n in range(rows):
         for start in range(0, channels, group):
             end = min(start + group, channels)
             w = weight[n, start:end]
-            scale = _weight_scale(w, importance[start:end], clip, drop, smallest, largest)
+            scale = _weight_scale(w, bits[n, start:end], importance[start:end], clip, drop, smallest, largest)
             inverse = ONE / scale if scale > ZERO else ZERO
             for k in range(w.shape[0]):
                 code = np.rint(w[k] * inverse)
@@ -164,6 +167,7 @@ def _weight_values(codes, scales, group, out):  # type: ignore[no-untyped-def]
 @compiled("void(f4[:,::1], f4[::1], f4, i8, f4, f4, i8, f4, f4, f4[:,::1])")
 def _activation_values(x, inv_smooth, shift, group, qmin, qmax, drop, smallest, largest, out):  # type: ignore[no-untyped-def]
     rows, channels = x.shape
+    bits = out.view(np.int32)
     mask = SIGN_AND_MAGNITUDE if qmin == ZERO else MAGNITUDE
     for m in range(rows):
         for start in range(0, channels, group):
@@ -171,7 +175,7 @@ def _activation_values(x, inv_smooth, shift, group, qmin, qmax, drop, smallest, 
             raw, inverse, to = x[m, start:end], inv_smooth[start:end], out[m, start:end]
             for k in range(end - start):
                 to[k] = (raw[k] + shift) * inverse[k]
-            scale = round_to(_peak(to, mask) / qmax, drop, smallest, largest)
+            scale = round_to(_peak(bits[m, start:end], mask) / qmax, drop, smallest, largest)
             divisor = scale if scale > ZERO else np.float32(np.inf)
             for k in range(end - start):
                 # A true division, not a product with the inverse: the op's codes, bit for bit.

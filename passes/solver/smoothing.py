@@ -60,6 +60,11 @@ def inverse_factors(strength: Strength, x_peak: torch.Tensor, w_peak: torch.Tens
     return problem.t.rounded(centred.exp().clamp(INV_SMOOTH_MIN, INV_SMOOTH_MAX))
 
 
+def smoothed_weight(weight: torch.Tensor, inv_smooth: torch.Tensor) -> torch.Tensor:
+    """weight [N, K] / inv_smooth [K]; without smoothing the weight itself, for a layer may fill the memory."""
+    return weight if bool((inv_smooth == 1).all()) else weight / inv_smooth
+
+
 def choose(problem: Problem, score: Callable[[torch.Tensor], float]) -> tuple[Strength, torch.Tensor]:
     """The candidate of least score(inv_smooth), from coarse to fine (13 of 39 are tried); its inv_smooth [K]."""
     x_peak, w_peak = peaks(problem)

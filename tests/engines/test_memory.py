@@ -79,6 +79,17 @@ def meminfo(root: Path, available_kb: int) -> None:
     (root / "proc/meminfo").write_text(text, encoding="utf-8")
 
 
+def test_a_container_has_what_it_is_allowed(tmp_path: Path) -> None:
+    meminfo(tmp_path, 5_000_000)
+    group = tmp_path / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    (group / "memory.current").write_text("900\n")
+    (group / "memory.stat").write_text("anon 700\ninactive_file 50\n")
+    for limit, free in (("max\n", 5_000_000 * 1024), ("1000\n", 150)):  # no limit; a container's
+        (group / "memory.max").write_text(limit)
+        assert available_bytes(tmp_path) == free
+
+
 def test_on_a_jetson_it_is_what_device_or_system_lost_since(driver: Any, tmp_path: Path) -> None:
     from plugins.device import Device
 

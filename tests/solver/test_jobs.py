@@ -25,7 +25,7 @@ class Folder:
     """The simplest store."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = self.root = path
 
     def get_arrays(self, key):
         file = self.path / key
@@ -123,6 +123,34 @@ def test_a_killed_worker_is_an_error_that_names_the_layer(tmp_path, always_a_poo
         solve_all([*some_jobs(2), Job("doomed", dies, SMALL)], Folder(tmp_path), 2)
 
 
+def hungry(folder: Path, times: int):
+    """Is killed as the kernel does it where memory runs out, the first `times` times."""
+    tries = len(list(folder.glob("try*")))
+    (folder / f"try{tries}").touch()
+    if tries < times:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return layer(64, 128)
+
+
+def test_a_layer_whose_worker_was_killed_for_memory_is_solved_at_the_second_try(tmp_path, always_a_pool):
+    store, tries = Folder(tmp_path / "store"), tmp_path / "tries"
+    store.path.mkdir()
+    tries.mkdir()
+    some = [Job("hungry", partial(hungry, tries, 1), SMALL, (64, 128, 96)), *some_jobs(3)]
+    found = bits(solve_all(some, store, 2))
+    assert len(list(tries.iterdir())) == 2
+    assert found["hungry"] == bits({"direct": solve_layer(*layer(64, 128), SMALL)})["direct"]
+
+
+def test_a_layer_that_is_killed_twice_is_named_with_the_memory_that_it_needs(tmp_path, always_a_pool):
+    job = Job("vast", partial(hungry, tmp_path, 2), SMALL, (12288, 49152, 512))
+    with pytest.raises(WorkerDied) as caught:
+        solve_all([job, *some_jobs(1)], Folder(tmp_path), 4)
+    sentence = str(caught.value)
+    assert "layer vast ended with code -9 twice" in sentence and "no more than 2 at once" in sentence
+    assert "about 7." in sentence and "GB" in sentence and "--jobs 1" in sentence
+
+
 def test_two_jobs_of_one_name_and_no_workers_are_refused(tmp_path):
     twice = [Job("same", partial(layer, 64, 128), SMALL)] * 2
     with pytest.raises(ValueError, match="several jobs are named 'same'"):
@@ -143,7 +171,7 @@ from passes.solver import Job, Recipe, jobs
 from tests.solver.synthetic import layer
 from tests.solver.test_jobs import Folder, slow
 jobs.WORTH_A_POOL = 0
-todo = [Job(f"l{i}", partial(slow, i), Recipe(rank=16, refine=3), size=9 - i) for i in range(6)]
+todo = [Job(f"l{i}", partial(slow, i), Recipe(rank=16, refine=3), (9 - i, 128, 96)) for i in range(6)]
 jobs.solve_all(todo, Folder(Path(sys.argv[1])), 2, print)
 """
 
