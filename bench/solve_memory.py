@@ -27,7 +27,7 @@ import numpy as np
 from artifact.store import Store
 from passes.solver import Job, Recipe, solve_into
 from passes.solver.memory import estimated_bytes
-from passes.solver.pool import ONE_THREAD, _environment
+from passes.solver.worker import ONE_THREAD, environment
 
 LAYERS = ((3072, 3072), (3072, 12288), (12288, 3072), (15360, 3072))
 
@@ -88,7 +88,7 @@ def main() -> None:
     for shape in options.layers.split(","):
         channels, outputs = (int(part) for part in shape.split("x"))
         for tokens in (int(t) for t in options.tokens.split(",")):
-            with tempfile.TemporaryDirectory() as name, _environment(ONE_THREAD):
+            with tempfile.TemporaryDirectory() as name, environment(ONE_THREAD):
                 write(Path(name), channels, outputs, tokens, parts)
                 ours, theirs = context.Pipe()
                 process = context.Process(target=solve, args=(Path(name), parts, theirs))

@@ -103,7 +103,10 @@ def each(
                     number = waiting.pop(0)
                     ref = remote.options(memory=hints[number] or None).remote(function, tasks[number], folder)
                     running[ref] = number
-                for ref in ray.wait(list(running), timeout=PATIENCE)[0]:
+                finished, _ = ray.wait(list(running), timeout=PATIENCE)
+                if not finished:
+                    _cpus()
+                for ref in finished:
                     number = running.pop(ref)
                     try:
                         answer = ray.get(ref)

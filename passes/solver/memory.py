@@ -17,8 +17,8 @@ def estimated_bytes(outputs: int, channels: int, samples: int, rank: int) -> int
 
     Counts what is there at once: the weight as it was read (16 bits; not there where one mapped file holds it), in
     float32 and, with samples, smoothed; codes; copies of the part that candidates are compared on; samples; thin
-    matrices of the branch. Within -2 % and +35 % of what `python -m bench.solve_memory` measured on layers of 9 to 47
-    million weights (docs/measurements.md).
+    matrices of the branch. 2 to 22 % above what `python -m bench.solve_memory` measured on layers of 9 to 47 million
+    weights (docs/measurements.md).
     """
     weights, part = outputs * channels, 4 * part_rows(outputs, rank) * channels
     thin = 6 * 4 * (rank + OVERSAMPLING) * outputs
