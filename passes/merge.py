@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -17,7 +18,7 @@ class MergeWeights(ir.passes.InPlacePass):
     """W → W + delta, for initializers by name; the sum is taken in float32 and rounded once, when it is written.
 
     1. `deltas[name]()` is float32 of W's shape.
-    2. Raises ValueError for a name that the graph has not. Writing raises UserError where float16 cannot hold a sum.
+    2. Raises ValueError for a name that the graph has not. Writing raises UserError where W's type cannot hold a sum.
     """
 
     def __init__(self, deltas: Mapping[str, Make]) -> None:
@@ -34,16 +35,19 @@ class MergeWeights(ir.passes.InPlacePass):
 
 
 def _sum(name: str, tensor: ir.TensorProtocol, delta: Make) -> Make:
+    kind = tensor.dtype.numpy()
+
     def merged() -> np.ndarray:
-        total = np.array(tensor.numpy(), np.float32) + delta()
+        with np.errstate(over="ignore", invalid="ignore"):  # seen below
+            total = np.array(tensor.numpy(), np.float32) + delta()
         if isinstance(tensor, ir.ExternalTensor):
             tensor.release()  # else every weight would stay in memory until the last is written
         largest = float(np.abs(total).max(initial=0))
-        if tensor.dtype == ir.DataType.FLOAT16 and largest > float(np.finfo(np.float16).max):
+        if not largest <= float(ml_dtypes.finfo(kind).max):  # NaN is refused, too
             raise UserError(
-                f"{name} with the LoRA merged reaches {largest:.3g}, beyond float16: give a smaller --strength, or "
+                f"{name} with the LoRA merged reaches {largest:.3g}, beyond {kind.name}: give a smaller --strength, or "
                 "build the artifact with --dtype float32."
             )
-        return total.astype(tensor.dtype.numpy())
+        return total.astype(kind)
 
     return merged

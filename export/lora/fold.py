@@ -67,8 +67,9 @@ def deltas(model: Model, applied: Sequence[Applied], module: str) -> dict[str, M
 
 def _difference(pairs: Iterable[tuple[Pair, float]], shape: tuple[int, ...]) -> np.ndarray:
     total = np.zeros((shape[0], int(np.prod(shape[1:]))), np.float32)
-    for pair, factor in pairs:
-        total += np.float32(factor) * (pair.up.reshape(len(pair.up), -1) @ pair.down.reshape(pair.rank, -1))
+    with np.errstate(over="ignore", invalid="ignore"):  # refused where it is merged
+        for pair, factor in pairs:
+            total += np.float32(factor) * (pair.up.reshape(len(pair.up), -1) @ pair.down.reshape(pair.rank, -1))
     return total.reshape(shape)
 
 
@@ -114,9 +115,9 @@ def _concatenated(layer: Layer, blocks: Sequence[_Block], which: int) -> np.ndar
 
 
 def _check_range(name: str, matrices: Iterable[np.ndarray], dtype: str) -> None:
-    largest = max(float(np.abs(m).max(initial=0)) for m in matrices)
-    if dtype == "float16" and largest > float(np.finfo(np.float16).max):
+    largest = float(np.max([np.abs(m).max(initial=0) for m in matrices]))
+    if not largest <= float(np.finfo(dtype).max):  # NaN is refused, too
         raise UserError(
-            f"The LoRA reaches {largest:.3g} in {name}, beyond float16: give a smaller --strength, or build the "
+            f"The LoRA reaches {largest:.3g} in {name}, beyond {dtype}: give a smaller --strength, or build the "
             "artifact with --dtype float32."
         )
