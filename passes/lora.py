@@ -146,7 +146,9 @@ def _with_branch(model: ir.Model, node: ir.Node, weights: Mapping[str, ir.Value]
     attributes = {name: attribute.value for name, attribute in node.attributes.items()} | {"rank": rank}
     overload = ""
     if node.overload:
-        pattern = template(Variant.from_attributes(attributes, branch=True), int(_tensor(weights["qweight"]).shape[1]))
+        pattern = template(
+            Variant.from_attributes(attributes, branch=True), _tensor(weights["qweight"]).shape.numpy()[1]
+        )
         define(model, pattern)
         overload = pattern.overload
     new = ir.node(

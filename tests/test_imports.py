@@ -23,6 +23,7 @@ ALLOWED = {
 }
 # Commands know several stages; nothing else does.
 COMMANDS = {f"export/{name}.py" for name in ("build", "compile", "deliver", "describe", "options", "plan", "rewrite")}
+COMMANDS |= {f"export/lora/{name}.py" for name in ("engines", "fold", "model", "write")}
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -69,7 +70,7 @@ def test_the_walk_sees_relative_and_nested_imports(tmp_path: Path) -> None:
     "module",
     [
         "engines", "engines.run", "engines.evaluate", "engines.build", "engines.benchmark", "engines.validate",
-        "engines.predict", "engines.deploy", "passes.presets", "export.build",
+        "engines.predict", "engines.deploy", "passes.presets", "export.build", "export.lora.__main__",
     ],
 )  # fmt: skip
 def test_torch_is_not_imported_before_it_is_needed(module: str) -> None:
