@@ -10,7 +10,8 @@ from engines.trt.refit import structure_sha256
 
 def advice(artifact: Artifact) -> list[str]:
     """A sentence for each kind of engine, bundle or report that does not belong to the graphs any more."""
-    refit, again = [], []
+    refit: list[str] = []
+    again: list[str] = []
     for path in sorted((artifact.root / plan.DIRECTORY).glob(f"*{plan.SUFFIX}")):
         try:
             built = plan.read(path).metadata

@@ -20,8 +20,12 @@ from artifact.files import sha256
 from artifact.manifest import Artifact
 from engines.external import pieces
 from engines.session import Session
+from engines.trt import plan
+from engines.trt.refit import structure_sha256
+from engines.trt.versions import Version
 from export.lora import state
 from export.lora.apply import apply, remove
+from export.lora.engines import advice
 from export.pipeline import load_pipeline
 from export.source import open_source
 from passes.lora import ranks
@@ -308,6 +312,59 @@ def test_a_lora_of_a_text_encoder_is_merged_for_all_presets(artifact: Path, tmp_
             wanted = before[weight].const_value.numpy() + 2 * loras.product(a, b)
             np.testing.assert_allclose(after[weight].const_value.numpy(), wanted, atol=4e-3)
     assert files[0] == files[1] and list(files[0]) == ["text_encoder/fp16.onnx.data"]
+
+
+def test_convolutions_of_a_unet_are_merged_and_its_linears_folded(built_unet: Path, tmp_path: Path) -> None:
+    shapes = loras.linears("shapes-unet", "unet") | loras.linears("shapes-unet", "unet", kernel=True)
+    matrices = loras.random(shapes, "unet")
+    root = Path(shutil.copytree(built_unet, tmp_path / "unet"))
+    before = Artifact.open(root)
+    weights = ir.load(before.model("unet", "fp16")).graph.initializers
+    own = ranks(ir.load(before.model("unet", PRESET)))
+    apply(root, [loras.as_kohya(tmp_path / "kohya.safetensors", matrices, alpha=2)], [2.0])
+    after = Artifact.open(root)
+    assert len(after.manifest["lora"]["adapters"][0]["layers"]) == len(matrices)
+    merged = ir.load(after.model("unet", "fp16")).graph.initializers
+    for name, (a, b) in matrices.items():
+        weight = f"{name.removeprefix('unet.')}.weight"
+        wanted = weights[weight].const_value.numpy() + loras.product(a, b)  # 2.0 times alpha / rank = 0.5
+        np.testing.assert_allclose(merged[weight].const_value.numpy(), wanted, rtol=2e-3, atol=2e-3, err_msg=name)
+    grown = ranks(ir.load(after.model("unet", PRESET)))
+    assert grown.keys() == own.keys() and all(grown[name] == own[name] + 16 for name in own)
+    quantised = ir.load(after.model("unet", PRESET)).graph.initializers
+    kept = [w for w in merged if w in quantised and f"unet.{w.removesuffix('.weight')}" in matrices]
+    assert any(merged[w].const_value.numpy().ndim == 4 for w in kept)  # convolutions, merged there as well
+    for name in kept:
+        np.testing.assert_array_equal(quantised[name].const_value.numpy(), merged[name].const_value.numpy())
+
+
+def test_the_command_says_which_engines_to_refit_and_which_to_build_again(artifact: Path, tmp_path: Path) -> None:
+    with_reserve(artifact, 16)
+    opened = Artifact.open(artifact)
+    for component, preset, refittable in (
+        (DENOISER, PRESET, True),
+        (DENOISER, "int4-rtn", True),
+        (DENOISER, "fp16", False),
+        ("vae_decoder", PRESET, True),
+    ):
+        path = artifact / plan.DIRECTORY / plan.name(component, preset, 87, Version(10, 3))
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"engine")
+        graph = opened.tensorrt(component, preset)
+        plan.write(path, {
+            "component": component, "preset": preset, "sm": "87", "tensorrt": "10.3.0", "plugin_sha256": None,
+            "plugin_in_plan": False, "onnx_sha256": plan.graph_sha256(graph), "source_sha256": "5" * 64,
+            "profiles": [], "refittable": refittable, "structure_sha256": structure_sha256(opened, graph),
+            "weight_streaming": False, "builder": "api",
+        })  # fmt: skip
+    said = advice(opened)
+    assert said == ["report.html and the reference images are those of the model without LoRAs"]
+    said = advice(apply(artifact, [loras.as_peft(tmp_path / "r4.safetensors", ALL)], []))
+    assert said[:2] == [
+        f"to refit, with `python -m engines.build {artifact} --refit`: {DENOISER}.{PRESET}.sm87.trt10.3.plan",
+        f"to build again, with `python -m engines.build {artifact}`: {DENOISER}.fp16.sm87.trt10.3.plan, "
+        f"{DENOISER}.int4-rtn.sm87.trt10.3.plan",
+    ]
 
 
 def test_a_kill_at_any_moment_leaves_the_state_before_or_the_state_after(
