@@ -1,7 +1,7 @@
 """Trains a LoRA that teaches shapes-dit a colour by a word it does not know: `bench/train_lora.py teal.safetensors`.
 
 The word's letters reach the frozen text encoders, which have no token for it; the transformer learns what they mean.
-The colour is one that the autoencoder can draw: it has only ever seen those of the captions, so teal is cyan by default.
+The colour is one that the autoencoder has seen, for it can draw no other: teal is cyan by default.
 Written in diffusers' format. With --score OUT nothing is trained: the artifact's pictures are judged as it is.
 """
 

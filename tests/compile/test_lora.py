@@ -18,6 +18,7 @@ import torch
 from artifact import manifest as manifests
 from artifact.files import sha256
 from artifact.manifest import Artifact
+from bench.train_lora import train
 from engines.external import pieces
 from engines.session import Session
 from engines.trt import plan
@@ -405,3 +406,15 @@ def test_a_kill_at_any_moment_leaves_the_state_before_or_the_state_after(
     left = {str(p.relative_to(artifact)) for p in artifact.glob("*/*.lora-*")}
     assert left <= names and not list(artifact.glob("*/.*.partial"))
     assert state.KEY in Artifact.open(artifact).manifest
+
+
+def test_a_lora_that_training_has_made_is_folded_as_torch_computes_it(artifact: Path, tmp_path: Path) -> None:
+    """bench/train_lora.py in a few steps: every layer that it trains is one of the artifact's."""
+    pipe = load_pipeline(open_source("shapes-dit"))
+    saved = train(pipe, "red", steps=8, rank=8, seed=0, pictures=16)
+    path = loras.saved(tmp_path / "trained.safetensors", {name: t.numpy() for name, t in saved.items()})
+    apply(artifact, [path], [], "fp16")
+    assert len(Artifact.open(artifact).manifest["lora"]["adapters"][0]["layers"]) == len(saved) // 2
+    with torch.no_grad():
+        trained = pipe.transformer(**inputs(), return_dict=False)[0].numpy()
+    assert distance(in_onnx(artifact, "fp16"), trained) < min(2e-3, distance(trained, in_torch()) / 3)
