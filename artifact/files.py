@@ -119,8 +119,11 @@ def write_json(path: Path, value: Any) -> None:
 
 def remove_partials(directory: Path) -> None:
     """Delete what a killed run left half-written below `directory`."""
-    for path in Path(directory).rglob(f"*{PARTIAL}"):
-        path.unlink(missing_ok=True)
+    for path in list(Path(directory).rglob(f"*{PARTIAL}")):
+        if path.is_dir():  # a model that was being written
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def inside(directory: Path, name: str) -> Path:

@@ -25,7 +25,8 @@ Layout (`format` 1)::
     exports     {component: [{"shapes": {...}, "max_abs_error": ..., "max_abs": ..., "relative": ...,
                         "allowed": ...}, ...]}: check against torch
     layers      {preset: {component: {layer: {"error": ..., "alpha": ..., "beta": ..., "rank": ..., "k": ...,
-                        "n": ..., "scheme": ..., "bytes": ..., "bytes_16bit": ...}}}}
+                        "n": ..., "scheme": ..., "weights": [the source's weights that it is stacked from],
+                        "columns": [first, end) of them or null for all, "bytes": ..., "bytes_16bit": ...}}}}
     references  {"prompts": [...], "seeds": [...], "files": [...]}, or {} where none were drawn
     skipped     [sentence, ...]: steps that were not done, and why
 """

@@ -78,7 +78,8 @@ def layer_rows(layers: Sequence[Layer], solved: Solved) -> dict[str, Any]:
             "error": found.layer.error, "alpha": found.layer.alpha, "beta": found.layer.beta,
             "rounds": found.layer.rounds, "rank": found.rank, "k": layer.k, "n": layer.n, "scheme": layer.scheme,
             "act_bits": found.recipe.act_bits, "group_size": found.recipe.group_size,
-            "act_signed": found.recipe.act_signed, "bytes": size, "bytes_16bit": 2 * layer.n * (layer.k + 1),
+            "act_signed": found.recipe.act_signed, "weights": list(layer.weights), "columns": layer.columns,
+            "bytes": size, "bytes_16bit": 2 * layer.n * (layer.k + 1),
         }  # fmt: skip
     return rows
 

@@ -148,6 +148,11 @@ def _replace(model: ir.Model, pattern: Template, match: Match, end: ir.Value) ->
     graph.insert_before(rounding, node)
     ir.convenience.replace_all_uses_with(end, y, replace_graph_outputs=True)
     _remove_unread(graph, list(match.nodes.values()))
+    define(model, pattern)
+
+
+def define(model: ir.Model, pattern: Template) -> None:
+    """Add the pattern to the model as the function body of its overload, unless the model has it."""
     identifier = (DOMAIN, OP_TYPE, pattern.overload)
     if identifier not in model.functions:
         model.functions[identifier] = _function(pattern)

@@ -33,7 +33,7 @@ def build(job: Job, output: Path, say: Say, progress: Progress | None = None) ->
     if (job.version.major, job.version.minor) < versions.OLDEST_API:
         raise UserError(f"TensorRT {job.version} is too old for the Python builder (10.3 at least): use trtexec.")
     heard: list[str] = []
-    logger = _logger(trt, heard)
+    logger = make_logger(trt, heard)
     if job.plugin:
         load_into_tensorrt(trt, job.plugin)
     builder = trt.Builder(logger)
@@ -70,7 +70,7 @@ def _parse(trt: Any, network: Any, logger: Any, job: Job) -> None:
     error = parser.get_error(0)
     node = f"node {error.node_name()!r} ({error.node_operator()})" if error.node_name() else "the graph"
     raise UserError(
-        f"TensorRT {job.version} refuses {node} of {job.model}: {_one_line(error.desc())}. "
+        f"TensorRT {job.version} refuses {node} of {job.model}: {one_line(error.desc())}. "
         "Build the artifact again with this version, or report the node."
     )
 
@@ -104,23 +104,29 @@ def _timing_cache(config: Any, job: Job, say: Say) -> Any:
                 return cache
             why = "TensorRT does not take it"
         except Exception as e:  # what a strange cache raises is not documented
-            why = _one_line(str(e))
+            why = one_line(str(e))
         say(job.cache.ignored(why))
     cache = config.create_timing_cache(b"")
     return cache if cache is not None and config.set_timing_cache(cache, False) else None
 
 
 def _inspect(trt: Any, logger: Any, serialized: Any, job: Job) -> str:
+    engine = load(trt, logger, serialized, job)
+    return engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+
+
+def load(trt: Any, logger: Any, serialized: Any, job: Job) -> Any:
+    """The engine of `job`, deserialised; its plugin is registered. Raises UserError where TensorRT does not load it."""
     runtime = trt.Runtime(logger)
     if job.plugin_in_plan:
         runtime.engine_host_code_allowed = True  # the plan carries a library, which is ours
     engine = runtime.deserialize_cuda_engine(serialized)
     if engine is None:
-        raise UserError(f"TensorRT {job.version} does not load the engine of {job.component} that it has just built.")
-    return engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+        raise UserError(f"TensorRT {job.version} does not load the engine of {job.component} that was built here.")
+    return engine
 
 
-def _logger(trt: Any, heard: list[str]) -> Any:
+def make_logger(trt: Any, heard: list[str]) -> Any:
     """A logger that keeps errors for the one sentence and drops the rest."""
 
     class Logger(trt.ILogger):
@@ -129,7 +135,7 @@ def _logger(trt: Any, heard: list[str]) -> Any:
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                heard.append(_one_line(message))
+                heard.append(one_line(message))
 
     return Logger()
 
@@ -181,5 +187,6 @@ def _advice(heard: list[str]) -> str:
     return "see the message, or build with --builder trtexec for its whole log."
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """TensorRT's message as part of a sentence."""
     return " ".join(text.split()).rstrip(".")[:300]

@@ -14,7 +14,7 @@ from artifact.files import remove_partials, write_text, written_whole
 from artifact.lock import held
 from artifact.manifest import Artifact
 from engines.targets import Target, check_preset
-from engines.trt import api, graph, layers, machine, plan, plugin, profiles, script, trtexec, versions
+from engines.trt import api, graph, layers, machine, plan, plugin, profiles, refit, script, trtexec, versions
 from engines.trt.api import Progress
 from engines.trt.job import Job, Options, Say
 from engines.trt.plan import Plan
@@ -167,6 +167,8 @@ def _one(artifact: Artifact, job: Job, builder: str, say: Say, progress: Progres
     if present := _same(path, metadata):
         say(f"  {path.name} is there already")
         return present
+    if builder == "api" and (refitted := _refitted(path, job, metadata, say)):
+        return refitted
     for stale in (plan.sidecar(path), path, path.with_suffix(".layers.json")):
         stale.unlink(missing_ok=True)
     if twin := _twin(path, job, metadata):
@@ -196,12 +198,31 @@ def _metadata(artifact: Artifact, job: Job, builder: str) -> dict[str, object]:
         "source_sha256": artifact.manifest["source"]["sha256"],
         "profiles": [profiles.to_json(job.profile)],
         "refittable": job.refit,
+        "structure_sha256": refit.structure_sha256(artifact, job.model),
         "weight_streaming": job.weight_streaming,
         "builder": builder,
     }
 
 
-def _same(path: Path, metadata: dict[str, object], but: frozenset[str] = frozenset({"builder"})) -> Plan | None:
+def _refitted(path: Path, job: Job, metadata: dict[str, object], say: Say) -> Plan | None:
+    """The engine at `path` with the graph's new weights, where those are all that differs from what it was built of."""
+    old = _same(path, metadata, frozenset({"builder", "onnx_sha256"}))
+    if not job.refit or old is None or old.metadata.get("structure_sha256") != metadata["structure_sha256"]:
+        return None
+    try:
+        with written_whole(path) as partial:
+            refit.refit(job, path, partial)
+    except UserError as e:
+        say(f"  {path.name} is built again, for it cannot be refitted: {e}")
+        return None
+    say(f"  {path.name} was refitted with the graph's new weights")
+    return plan.write(path, {**metadata, "builder": old.metadata["builder"]})
+
+
+_SAME_BUT = frozenset({"builder", "structure_sha256"})  # the graph's own hash covers its structure
+
+
+def _same(path: Path, metadata: dict[str, object], but: frozenset[str] = _SAME_BUT) -> Plan | None:
     """The engine at `path` if it is whole and its record says the same."""
     if not plan.sidecar(path).is_file():
         return None
@@ -209,14 +230,14 @@ def _same(path: Path, metadata: dict[str, object], but: frozenset[str] = frozens
         found = plan.read(path)
     except UserError:
         return None
-    return found if all(found.metadata[k] == v for k, v in metadata.items() if k not in but) else None
+    return found if all(found.metadata.get(k) == v for k, v in metadata.items() if k not in but) else None
 
 
 def _twin(path: Path, job: Job, metadata: dict[str, object]) -> Plan | None:
     """An engine of the same component that another preset shares the graph with."""
     pattern = plan.name(job.component, "*", job.sm, job.version)
     others = (p for p in sorted(path.parent.glob(pattern)) if p != path)
-    found = (_same(p, metadata, frozenset({"builder", "preset"})) for p in others)
+    found = (_same(p, metadata, _SAME_BUT | {"preset"}) for p in others)
     return next((p for p in found if p), None)
 
 

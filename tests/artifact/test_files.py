@@ -44,6 +44,8 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     for name in (f"x/a.1{PARTIAL}", "x/kept"):
         (tmp_path / name).write_text("")
+    (tmp_path / f"x/.fp16.onnx{PARTIAL}").mkdir()  # a model that was being written, its weights in it
+    (tmp_path / f"x/.fp16.onnx{PARTIAL}/fp16.onnx.data").write_text("")
     remove_partials(tmp_path)
     assert [p.name for p in (tmp_path / "x").iterdir()] == ["kept"]
 

@@ -2,7 +2,7 @@
 
 Its classes have the members that data/python-<version>.json lists, and refuse every other, as pybind11's do: what 11
 no longer has cannot be used by mistake. `fault` of the module: those of stand_in_layers.py, "parse", "build", "memory",
-"load"; `cache_fault`: "none", "refused", "raises".
+"load", "weights", "refit"; `cache_fault`: "none", "refused", "raises".
 """
 
 from __future__ import annotations
@@ -192,10 +192,37 @@ def _classes(trt: Any, major: int) -> dict[str, type]:
             return engine
 
     class ICudaEngine:
+        def serialize(self) -> bytes:
+            return b"engine of " + self._model.encode()
+
         def create_engine_inspector(self) -> Any:
             inspector = trt.EngineInspector()
             inspector._model = self._model
             return inspector
+
+    class Refitter:
+        def __init__(self, engine: Any, logger: Any) -> None:
+            assert isinstance(logger, ILogger)
+            assert trt.BuilderFlag.REFIT in trt.made["flags"], "an engine that was built to be refitted"
+            self._engine, self._model = engine, ""
+
+        def refit_cuda_engine(self) -> bool:
+            self._engine._model = self._model
+            return trt.fault != "refit"
+
+    class OnnxParserRefitter:
+        num_errors = 1
+
+        def __init__(self, refitter: Any, logger: Any) -> None:
+            self._refitter = refitter
+
+        def refit_from_file(self, model: str) -> bool:
+            assert Path(model).is_file()
+            self._refitter._model = model
+            return trt.fault != "weights"
+
+        def get_error(self, index: int) -> Any:
+            return trt.ParserError()
 
     class EngineInspector:
         def get_engine_information(self, format: Any) -> str:
@@ -205,6 +232,6 @@ def _classes(trt: Any, major: int) -> dict[str, type]:
 
     found = (
         ILogger, IProgressMonitor, IPluginRegistry, Builder, IBuilderConfig, ITimingCache, IOptimizationProfile,
-        OnnxParser, ParserError, Runtime, ICudaEngine, EngineInspector,
+        OnnxParser, ParserError, Runtime, ICudaEngine, EngineInspector, Refitter, OnnxParserRefitter,
     )  # fmt: skip
     return {cls.__name__: cls for cls in found}
