@@ -28,10 +28,10 @@ from passes.presets import PRESETS
 from passes.solve import known_layers
 from plugins.svdq_linear.spec import group_count, padded_rank
 
-# Seconds per 16-bit weight on one core, from bench/compile.py (docs/measurements.md): another machine may take half or
-# twice as long. Calibrated: with smoothing and with errors of samples.
-SOLVE_S = {"calibrated": 1.2e-7, "data-free": 8e-8, "rounded": 2e-8}
-WRITE_S = 4e-9  # per byte written, packed for the portable form and for TensorRT's
+# Seconds per weight on one core, and per byte of a form, as bench/compile.py took them (docs/measurements.md): another
+# machine may take half or twice as long.
+SOLVE_S, ROUND_S = 1e-7, 2e-8  # with a branch; rounded to nearest
+WRITE_S = 1e-8
 
 
 def dry_run(options: Options, console: Any = None) -> list[Planned]:
@@ -122,8 +122,7 @@ def _planned(
         recipe = asked[layer.name]
         after += _bytes(layer, recipe.group_size, padded_rank(recipe.rank), itemsize) - itemsize * layer.n * layer.k
         if done is None or layer.name not in done:
-            kind = "rounded" if not recipe.rank else "data-free" if build.options.data_free else "calibrated"
-            seconds += SOLVE_S[kind] * layer.n * layer.k / workers(build.options)
+            seconds += (SOLVE_S if recipe.rank else ROUND_S) * layer.n * layer.k / workers(build.options)
     solved = None if done is None else len(done)
     return Planned(part.name, form, kept, before, after, len(layers), solved, seconds + 2 * WRITE_S * after)
 
