@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from artifact.errors import UserError
+from artifact.free import available_bytes
 from engines.cost.graph import Graph, Shape, read
-from engines.external import pieces
+from engines.sizes import model_bytes
 
+OPENED = 3  # bytes of memory for one of the file: onnxruntime widens 16-bit weights and writes them out
 _EXACT_MATMUL = ("session.qdq_matmulnbits_accuracy_level", "1")  # as engines/session.py opens every graph
 
 
@@ -20,11 +22,16 @@ def optimised(model: Path, shapes: Mapping[str, Shape]) -> Graph:
     """The graph that onnxruntime's CPU provider runs for this .onnx file, with the options of engines/session.py.
 
     Opens a session, so it needs the memory and the disk of the model's weights. Raises UserError where onnxruntime
-    refuses the file.
+    refuses the file, and where the memory is not there.
     """
     import onnxruntime as ort
 
-    pieces(model)  # refuses weights outside the model's directory
+    needed, free = OPENED * model_bytes(model), available_bytes()  # refuses weights outside the model's directory, too
+    if needed > free:
+        raise UserError(
+            f"Opening {model.name} here takes about {needed / 1e9:.0f} GB of memory, {free / 1e9:.0f} GB are free: "
+            "predict it for another target, or close other programs."
+        )
     with tempfile.TemporaryDirectory() as directory:
         written = Path(directory) / "optimised.onnx"
         options = ort.SessionOptions()

@@ -150,3 +150,14 @@ def test_a_component_that_is_missing_is_refused(tiny_flux: Artifact) -> None:
         broken = Artifact(tiny_flux.root, tiny_flux.manifest | {"components": parts})
         with pytest.raises(UserError, match=f"has no {role}: rebuild"):
             predict(broken, NANO, "fp16")
+
+
+def test_a_graph_that_does_not_fit_the_memory_is_not_opened(
+    tiny_unet: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engines.cost import optimised
+
+    model = tiny_unet.model("unet", "fp16")
+    monkeypatch.setattr(optimised, "available_bytes", lambda: 1000)
+    with pytest.raises(UserError, match=r"Opening .*\.onnx here takes about .* predict it for another target"):
+        optimised.optimised(model, input_shapes(tiny_unet, "unet", model))
