@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 
 from artifact.errors import not_installed
@@ -20,11 +22,13 @@ def reported(debug: bool, offline: bool = True) -> Iterator[None]:
     of the package that knows no other.
     `offline`: the command reads nothing but an artifact and must not reach for a hub.
 
-    Anything else is a fault of ours: one line that asks to run again with --debug, and exit code 1.
+    Anything else is a fault of ours: one line that asks to run again with --debug, and exit code 1. SIGTERM ends the
+    command like an exception, so that its processes end with it and nothing half-written stays.
     """
     silence_libraries(offline)
     try:
-        yield
+        with _terminable():
+            yield
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         raise SystemExit(INTERRUPTED) from None
@@ -38,6 +42,23 @@ def reported(debug: bool, offline: bool = True) -> Iterator[None]:
             raise SystemExit(code) from None
         sys.stderr.write(f"internal error: {type(e).__name__}: {e} (run again with --debug to see where)\n")
         raise SystemExit(1) from None
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM raises SystemExit here; in a thread, where Python takes no handlers, it does what it did."""
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)  # as a shell reports it
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +21,24 @@ def ended(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[int
     with pytest.raises(SystemExit) as stop, reported(debug=False):
         raise error
     return int(str(stop.value.code)), capsys.readouterr().err
+
+
+def test_a_command_that_is_terminated_ends_its_processes() -> None:
+    code = (
+        "import subprocess, sys, time\n"
+        "from artifact.command import reported\n"
+        "from engines.apart import Apart\n"
+        "with reported(False), Apart('timeit', ['-n', '1', 'import time; time.sleep(60)'], 'x') as apart:\n"
+        "    print(apart._process.pid, flush=True); apart.result()\n"
+    )
+    command = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert command.stdout is not None
+    child = int(command.stdout.readline())
+    os.kill(child, 0)  # it runs
+    command.terminate()
+    assert command.wait(30) == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
 
 
 @pytest.mark.parametrize("error", [UserError("Do this."), PluginError("Do this.")])
