@@ -92,7 +92,7 @@ def main(
         str | None, typer.Option(help="HOST:PORT of the Ray cluster [default: RAY_ADDRESS, else one that starts here].")
     ] = None,
     max_memory: Annotated[
-        str | None, typer.Option(help="What workers may take together, such as 8GB [default: what is available].")
+        str | None, typer.Option(help="What workers, or the 16-bit pipeline, may take: 8GB [default: what is free].")
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="YAML file of these flags.", is_eager=True, callback=_defaults)

@@ -60,7 +60,7 @@ def compile_model(options: Options, stages: Stages) -> tuple[Artifact, dict[str,
         of_denoiser = layers.get(build.denoiser.name, [])
         check_reserve(options, of_denoiser)
         asked = ask(build, layers)
-        pipe = _LazyPipeline(source)
+        pipe = _LazyPipeline(source, options.memory_limit)
         samples = calibrate_all(build, of_denoiser, calibration, pipe)
         solved = solve_all(build, layers, asked, samples)
         references = _references(build, prompts, pipe)
@@ -105,14 +105,14 @@ def compile_model(options: Options, stages: Stages) -> tuple[Artifact, dict[str,
 class _LazyPipeline:
     """The 16-bit torch pipeline, loaded when a stage first needs it: a resumed build may not."""
 
-    def __init__(self, source: Source) -> None:
-        self.source, self.pipe = source, None
+    def __init__(self, source: Source, max_bytes: int | None) -> None:
+        self.source, self.max_bytes, self.pipe = source, max_bytes, None
 
     def __call__(self) -> Any:
         if self.pipe is None:
             from export.pipeline import load_pipeline
 
-            self.pipe = load_pipeline(self.source)
+            self.pipe = load_pipeline(self.source, self.max_bytes)
         return self.pipe
 
 

@@ -46,7 +46,8 @@ class Options:
     cache_limit  GB that the store may have; what was used least recently goes, what this build uses stays
     executor     what solves layers: "local", processes here, or "ray", a Ray cluster
     ray_address  of that cluster; default RAY_ADDRESS, else a Ray that starts here
-    max_memory   that the workers take together, such as "8GB"; default what is available
+    max_memory   that the workers take together, and the weights of the 16-bit pipeline, such as "8GB"; default what is
+                 available
     """
 
     model: str = "shapes-dit"
