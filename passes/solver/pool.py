@@ -83,6 +83,8 @@ def each(
                     error, trace = answer
                     raise error from RuntimeError(f"in a worker:\n{trace}")
                 yield tasks[number], answer
+        for worker in crew:
+            worker.dismiss()
     finally:
         for worker in crew:
             worker.process.terminate()

@@ -23,6 +23,7 @@ ONE_THREAD = {
         "NUMBA_NUM_THREADS",
     )
 }
+PATIENCE_S = 5  # for an idle process to end; then it is terminated
 
 
 class Worker:
@@ -53,6 +54,11 @@ class Worker:
         self.process.join()
         self.pipe.close()
         return self.process.exitcode
+
+    def dismiss(self) -> None:
+        """Let an idle process end by itself, so that what its libraries registered is taken back."""
+        self.pipe.close()
+        self.process.join(PATIENCE_S)
 
     def end(self) -> None:
         """End the process, whatever it does."""
