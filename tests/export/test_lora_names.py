@@ -35,7 +35,8 @@ def part(module: str, role: str, cls: str, config: dict[str, Any], without: str 
     component = Component(module, module, role, cls, config)
     made, _ = fake_module(component, "float32")
     shapes = {n: tuple(p.shape) for n, p in made.named_parameters() if n.endswith(".weight") and p.ndim > 1}
-    return Part(component, {n: s for n, s in shapes.items() if without not in n})
+    unread = frozenset(n for n in shapes if without in n)
+    return Part(component, {n: s for n, s in shapes.items() if n not in unread}, frozenset(), unread)
 
 
 @pytest.fixture(scope="module")
