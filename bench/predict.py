@@ -51,19 +51,25 @@ class Case:
     parts: list[tuple[Case, int]] = field(default_factory=list)
     model: Path | None = None
     feeds: dict[str, np.ndarray] = field(default_factory=dict)
-    cpu_ms: float = math.inf
-    wall_ms: float = math.inf
+    taken: list[tuple[float, float]] = field(default_factory=list)  # seconds of every run, by CPU and by clock
+
+    @property
+    def cpu_ms(self) -> float:
+        """The median of all rounds, as of the micro-benchmarks."""
+        return float(1e3 * np.median([own for own, _ in self.taken]))
+
+    @property
+    def wall_ms(self) -> float:
+        """The same by the clock."""
+        return float(1e3 * np.median([wall for _, wall in self.taken]))
 
     def measure(self, runs: int) -> None:
-        """The median of `runs`; the least of all rounds is kept, as of the micro-benchmarks."""
+        """A round: `runs` of it, after one that does not count."""
         self.run()
-        taken = []
         for _ in range(runs):
             wall, own = time.perf_counter(), time.thread_time()
             self.run()
-            taken.append((time.thread_time() - own, time.perf_counter() - wall))
-        own, wall = np.median(taken, axis=0)
-        self.cpu_ms, self.wall_ms = min(self.cpu_ms, 1e3 * own), min(self.wall_ms, 1e3 * wall)
+            self.taken.append((time.thread_time() - own, time.perf_counter() - wall))
 
     def predicted_ms(self, ceilings: Ceilings) -> float:
         """By the micro-benchmarks."""

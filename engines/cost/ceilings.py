@@ -40,6 +40,7 @@ class Ceilings:
     def __init__(self, threads: int | None = None, seconds: dict[str, dict[Point, float]] | None = None) -> None:
         self.threads = threads
         self.seconds: dict[str, dict[Point, float]] = seconds or {}
+        self._taken: dict[tuple[str, Point], list[float]] = {}  # what was measured by this object, a value a round
 
     @classmethod
     def cached(cls, threads: int | None = None) -> Ceilings:
@@ -70,8 +71,9 @@ class Ceilings:
     def measure(self, keys: Iterable[str], rounds: int = ROUNDS, progress: Progress | None = None) -> None:
         """Measure the keys' grids, every point once a round, so that a disturbance hits few of them for good.
 
-        The least of the rounds' medians is kept, a known time included. One thread is timed by its own CPU time, which
-        other processes on the machine do not lengthen; several by the clock.
+        The median of all rounds is kept, those of earlier calls included. The least would be that of a lucky moment, at
+        every point of another one: no model has that luck in all of its nodes at once. One thread is timed by its own
+        CPU time, which other processes on the machine do not lengthen; several by the clock.
         """
         points = [(k, p) for k in sorted(set(keys) - set(ALWAYS)) for p in grid(k)]
         for i in range(rounds):
@@ -89,8 +91,9 @@ class Ceilings:
                     progress(i * len(points) + j + 1, rounds * len(points))
 
     def _keep(self, key: str, point: Point, seconds: float) -> None:
-        known = self.seconds.setdefault(key, {})
-        known[point] = min(max(seconds, 1e-8), known.get(point, math.inf))
+        taken = self._taken.setdefault((key, point), [])
+        taken.append(max(seconds, 1e-8))
+        self.seconds.setdefault(key, {})[point] = statistics.median(taken)
 
     def time(self, work: Class) -> float:
         """Seconds of a node. Raises KeyError where its key is not measured.
