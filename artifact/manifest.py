@@ -45,7 +45,7 @@ from artifact.errors import UserError
 from artifact.files import inside, sha256, write_json
 
 NAME = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)

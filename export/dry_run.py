@@ -159,8 +159,8 @@ def show(build: Build, rows: Sequence[Planned], console: Any = None) -> None:
     if options.references:
         said.append(f"{options.references} reference images are drawn and every preset is measured: not in that time.")
     if not all(r.graph_kept for r in rows):
-        said.append("Exporting a graph takes half a minute to two minutes each: not in that time.")
-    said.append("Estimated from one machine's times (docs/measurements.md): others take half or twice as long.")
+        said.append("Exporting graphs takes up to five minutes for the largest models: not in that time.")
+    said.append("Estimated from one machine's times (docs/measurements.md): yours may be twice as fast, or half.")
     for sentence in said:
         console.print(sentence, highlight=False, soft_wrap=True)
 

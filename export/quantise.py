@@ -52,7 +52,7 @@ def ask_for(build: Build, part: Component, layers: Sequence[Layer]) -> dict[str,
     options = build.options
     rank = options.rank if part is build.denoiser else None
     return {
-        f: recipes(PRESETS[f], layers, options.dtype, rank, options.group_size, options.seed)
+        f: recipes(PRESETS[f], layers, part.dtype(options.dtype), rank, options.group_size, options.seed)
         for f in build.forms(part)
         if PRESETS[f].quantises
     }

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
+import engines.report
 from artifact.manifest import Artifact
 from engines.run import app as run
 from passes.verify_tensorrt import objection
@@ -18,6 +20,7 @@ from tests.compile.conftest import once
 from tests.passes.nodewise import disagreements, svdq_nodes
 from tests.passes.plugin_nodes import attributes
 
+SCHEMA = Path(engines.report.__file__).with_name("schema.json")
 FLAGS = ("--data-free", "--references", "0", "--drop-fp16", "--text-encoder-bits", "4")
 
 
@@ -81,6 +84,7 @@ def test_layers_are_listed_by_component_and_their_errors_are_those_of_the_weight
 
 
 def test_the_report_says_that_nothing_was_measured_and_lists_the_worst_layers_first(light: Path) -> None:
+    jsonschema.validate(json.loads((light / "report.json").read_text()), json.loads(SCHEMA.read_text(encoding="utf-8")))
     page = (light / "report.html").read_text()
     assert "Nothing was measured" in page and 'id="latency"' not in page and 'id="images"' not in page
     assert 'id="where"' in page and 'id="layers"' in page and "<th data-sort>Error, %</th>" in page
