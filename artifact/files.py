@@ -9,11 +9,14 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from artifact.errors import UserError
+
+T = TypeVar("T")
 
 PARTIAL = ".partial"  # suffix of what is being written; anything that ends so is safe to delete
 
@@ -22,6 +25,17 @@ def sha256(path: Path) -> str:
     """Hex digest of the file's bytes."""
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(f)
+
+
+def sha256s(paths: Sequence[Path]) -> list[str]:
+    """Hex digests of several files."""
+    return in_threads(sha256, paths)
+
+
+def in_threads(function: Callable[[Path], T], paths: Sequence[Path]) -> list[T]:
+    """`function` of every path, side by side: for what lets other threads run, as hashing and reading do."""
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        return list(threads.map(function, paths))
 
 
 def _digest(f: Any) -> str:

@@ -42,7 +42,7 @@ from pathlib import Path
 from typing import Any
 
 from artifact.errors import UserError
-from artifact.files import inside, sha256, write_json
+from artifact.files import inside, sha256s, write_json
 
 NAME = "manifest.json"
 FORMAT = 2
@@ -79,11 +79,15 @@ class Artifact:
 
     def verify(self) -> None:
         """Compare every file with its recorded hash. Raises UserError naming the first that differs."""
-        for name, entry in self.manifest["files"].items():
-            path = inside(self.root, name)
+        entries = self.manifest["files"]
+        paths = {name: inside(self.root, name) for name in entries}
+        for name, path in paths.items():
             if not path.is_file():
                 raise UserError(f"{self.root / name} is missing: copy the artifact again or rebuild it.")
-            if path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:
+        whole = [name for name, path in paths.items() if path.stat().st_size == entries[name]["bytes"]]
+        found = dict(zip(whole, sha256s([paths[name] for name in whole]), strict=True))
+        for name, entry in entries.items():
+            if found.get(name) != entry["sha256"]:
                 raise UserError(
                     f"{self.root / name} is not the file that was built (its hash differs): "
                     "copy the artifact again or rebuild it."
@@ -116,7 +120,9 @@ class Artifact:
 
 def record(root: Path, names: list[str]) -> dict[str, dict[str, Any]]:
     """The `files` entries of the named files below `root`."""
-    return {n: {"sha256": sha256(root / n), "bytes": (root / n).stat().st_size} for n in sorted(names)}
+    names = sorted(names)
+    digests = sha256s([root / n for n in names])
+    return {n: {"sha256": d, "bytes": (root / n).stat().st_size} for n, d in zip(names, digests, strict=True)}
 
 
 def write(root: Path, manifest: dict[str, Any]) -> Artifact:

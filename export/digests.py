@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from artifact.errors import UserError
-from artifact.files import sha256, write_json
+from artifact.files import in_threads, sha256, sha256s, write_json
 from export.finite import digest_and_fault
 
 SUMS = "SHA256SUMS.json"  # {path relative to the directory, with "/": hex digest}
@@ -17,7 +17,7 @@ _LFS_BLOB = re.compile(r"[0-9a-f]{64}")  # hub caches name files kept in LFS by 
 def write_sums(directory: Path) -> dict[str, str]:
     """Write SHA256SUMS.json over every file below `directory` (itself apart) and return it."""
     files = sorted(p for p in directory.rglob("*") if p.is_file() and p.name != SUMS)
-    sums = {p.relative_to(directory).as_posix(): sha256(p) for p in files}
+    sums = {p.relative_to(directory).as_posix(): digest for p, digest in zip(files, sha256s(files), strict=True)}
     write_json(directory / SUMS, sums)
     return sums
 
@@ -30,10 +30,9 @@ def checked_digests(directory: Path, files: list[Path]) -> dict[str, str]:
     """
     known = _known_sums(directory)
     digests = {}
-    for file in files:
+    for file, (digest, fault) in zip(files, in_threads(_read, files), strict=True):
         name = file.relative_to(directory).as_posix()
-        weights = file.suffix == ".safetensors"
-        digests[name], fault = digest_and_fault(file) if weights else (sha256(file), None)
+        digests[name] = digest
         blob = file.resolve().name
         expected = known.get(name) if known is not None else blob if _LFS_BLOB.fullmatch(blob) else digests[name]
         if expected is None:
@@ -46,6 +45,11 @@ def checked_digests(directory: Path, files: list[Path]) -> dict[str, str]:
         if fault is not None:
             raise UserError(f"{file} is broken ({fault}): give a model whose weights are all finite numbers.")
     return digests
+
+
+def _read(file: Path) -> tuple[str, str | None]:
+    """A file's digest, and what is wrong with its weights."""
+    return digest_and_fault(file) if file.suffix == ".safetensors" else (sha256(file), None)
 
 
 def _known_sums(directory: Path) -> dict[str, str] | None:

@@ -97,7 +97,7 @@ def _packed(
     none = partial(np.zeros, dtype=dtype.numpy())
     down, up = read.get("down", partial(none, (k, rank))), read.get("up", partial(none, (rank, n)))
     found: dict[str, tuple[tuple[int, ...], Make]] = {
-        "qweight": ((blocks, steps, 512), lambda: layout.pack_weight(read["qweight"]().astype(np.int8), channels)),
+        "qweight": ((blocks, steps, 512), partial(_packed_codes, _tensor(weights["qweight"]), channels)),
         "wscale": ((channels // group_size, columns), lambda: layout.pack_scale(read["wscale"]())),
         "inv_smooth": ((channels,), lambda: _zeros_behind(read["inv_smooth"](), (channels,))),
         "bias": ((columns,), lambda: _zeros_behind(read["bias"](), (columns,))),
@@ -122,12 +122,27 @@ def _tensor(value: ir.Value) -> ir.TensorProtocol:
     return value.const_value
 
 
+def _packed_codes(tensor: ir.TensorProtocol, channels: int) -> np.ndarray:
+    """The layout of INT4 codes [N, K]."""
+    n, k = (int(d) for d in tensor.shape.numpy())
+    if k % 2:  # rows share bytes
+        return layout.pack_weight(_array(tensor).astype(np.int8), channels)
+    packed = np.frombuffer(tensor.tobytes(), np.uint8)
+    _release(tensor)
+    return layout.pack_weight_bytes(packed.reshape(n, k // 2), channels)
+
+
 def _array(tensor: ir.TensorProtocol) -> np.ndarray:
     """A copy of the tensor's values, of which the tensor itself keeps nothing in memory."""
     array = np.array(tensor.numpy())
-    if isinstance(tensor, ir.ExternalTensor):
-        tensor.release()  # else every layer's codes would stay, one to a byte
+    _release(tensor)
     return array
+
+
+def _release(tensor: ir.TensorProtocol) -> None:
+    """Let go of what reading mapped or unpacked: else every layer's codes would stay."""
+    if isinstance(tensor, ir.ExternalTensor):
+        tensor.release()
 
 
 def _zeros_behind(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -15,17 +15,18 @@ from artifact.store import Store, key_of
 from passes.layers import Layer
 from passes.presets import Preset
 from passes.solved import Quantised
-from passes.solver import Job, Recipe, SolvedLayer, solve_into
+from passes.solver import Job, Recipe, solve_into
 from passes.solver.cluster import Cluster
 from passes.solver.key import numerics
-from passes.solver.solved import ARRAYS
+from passes.solver.solved import ARRAYS, PACKED
 from passes.weights import LayerLoader, Stored
+from plugins.svdq_linear.nibbles import unpack_codes
 
 
 class StoredLayer:
     """A SolvedLayer that lies in the store: its arrays are read, and checked, when they are asked for."""
 
-    def __init__(self, store: Store, key: str, read: Callable[[str], SolvedLayer]) -> None:
+    def __init__(self, store: Store, key: str, read: Callable[[str], Mapping[str, np.ndarray]]) -> None:
         self._key, self._read = key, read
         found = store.describe(key)
         if found is None:
@@ -40,10 +41,17 @@ class StoredLayer:
             return np.dtype(np.int8), (*self._specs["bias"][1], *self._specs["inv_smooth"][1])
         return self._specs[field]
 
+    @property
+    def packed_codes(self) -> np.ndarray:
+        """The codes two to a byte, as they are stored."""
+        return self._read(self._key)[PACKED]
+
     def __getattr__(self, name: str) -> Any:
         if name not in ARRAYS:
             raise AttributeError(name)
-        return getattr(self._read(self._key), name)
+        if name == "qweight":
+            return unpack_codes(self.packed_codes, self.spec(name)[1])
+        return self._read(self._key)[name]
 
 
 class StoredLayers(Mapping[str, Quantised]):
@@ -51,11 +59,11 @@ class StoredLayers(Mapping[str, Quantised]):
 
     def __init__(self, store: Store, keys: Mapping[str, str], recipes: Mapping[str, Recipe]) -> None:
         @lru_cache(maxsize=2)
-        def read(key: str) -> SolvedLayer:
+        def read(key: str) -> Mapping[str, np.ndarray]:
             entry = store.get_arrays(key)
             if entry is None:
                 raise _lost(store)
-            return SolvedLayer.from_arrays(*entry)
+            return entry[0]
 
         self.keys_by_name = dict(keys)
         self._layers = {n: Quantised(recipes[n], StoredLayer(store, key, read)) for n, key in keys.items()}

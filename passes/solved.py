@@ -10,7 +10,6 @@ import numpy as np
 import onnx_ir as ir
 
 from passes.solver import Recipe
-from passes.solver.solved import pack_codes
 from plugins.svdq_linear.spec import Variant
 
 
@@ -32,7 +31,7 @@ class Constants(Protocol):
     @property
     def up(self) -> np.ndarray: ...
     @property
-    def qweight(self) -> np.ndarray: ...
+    def packed_codes(self) -> np.ndarray: ...
     @property
     def wscale(self) -> np.ndarray: ...
     @property
@@ -69,13 +68,12 @@ def tensor_of(solved: Solved, layer: str, field: str) -> ir.TensorProtocol:
     A graph of such tensors holds no layer in memory, however many it has, as long as `solved` holds none.
     """
     name, (kind, shape) = f"{layer}.{field}", solved[layer].layer.spec(field)
-    four_bit = field == "qweight"  # one code to a byte in a SolvedLayer
+    four_bit = field == "qweight"
     dtype = ir.DataType.INT4 if four_bit else ir.DataType.from_numpy(kind)
 
     def read() -> ir.TensorProtocol:
-        array = getattr(solved[layer].layer, field)
         if four_bit:
-            return ir.PackedTensor(pack_codes(array), dtype, shape=shape, name=name)
-        return ir.Tensor(array, dtype, name=name)
+            return ir.PackedTensor(solved[layer].layer.packed_codes, dtype, shape=shape, name=name)
+        return ir.Tensor(getattr(solved[layer].layer, field), dtype, name=name)
 
     return ir.LazyTensor(read, dtype, ir.Shape(shape), name=name)

@@ -7,24 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from plugins.svdq_linear.nibbles import pack_codes, unpack_codes
+
 ARRAYS = ("inv_smooth", "down", "up", "qweight", "wscale", "bias")
 PACKED = "qweight.packed"  # two codes to a byte, as the store and ONNX hold them
-
-
-def pack_codes(codes: np.ndarray) -> np.ndarray:
-    """int8 codes of -8..7, any shape → uint8 [ceil(size / 2)], the earlier code in the low bits, as ONNX packs INT4."""
-    flat = np.ascontiguousarray(codes).reshape(-1).view(np.uint8)
-    packed = flat[::2] & 15
-    packed[: flat.size // 2] |= flat[1::2] << 4
-    return packed
-
-
-def unpack_codes(packed: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Inverse of `pack_codes`: int8 codes of `shape`."""
-    codes = np.empty((packed.size, 2), np.int8)
-    codes[:, 0] = (packed << 4).view(np.int8) >> 4
-    codes[:, 1] = packed.view(np.int8) >> 4
-    return codes.reshape(-1)[: int(np.prod(shape))].reshape(shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,10 +40,15 @@ class SolvedLayer:
         """R, a multiple of 16; 0 = no branch."""
         return int(self.down.shape[1])
 
+    @property
+    def packed_codes(self) -> np.ndarray:
+        """The codes two to a byte."""
+        return pack_codes(self.qweight)
+
     def arrays(self) -> dict[str, np.ndarray]:
         """The six arrays by name, to be stored; the codes as PACKED."""
         found = {name: getattr(self, name) for name in ARRAYS if name != "qweight"}
-        return found | {PACKED: pack_codes(self.qweight)}
+        return found | {PACKED: self.packed_codes}
 
     def spec(self, field: str) -> tuple[np.dtype, tuple[int, ...]]:
         """dtype and shape of one of the six arrays."""

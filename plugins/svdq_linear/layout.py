@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from plugins.svdq_linear.nibbles import pack_codes
 from plugins.svdq_linear.spec import RANK_MULTIPLE, group_count, padded_channels
 
 Array = np.ndarray[Any, Any]
@@ -82,14 +83,19 @@ def pack(
 
 def pack_weight(codes: Array, channels: int) -> Array:
     """Codes int [N, K] → int32 [N/64, channels/64, 512]; `channels` is K padded to whole groups."""
-    n = padded_outputs(codes.shape[0])
-    nibbles = _padded(codes, (n, channels)).astype(np.int8).view(np.uint8) & 15
+    rows = _padded(codes.astype(np.int8, copy=False), (codes.shape[0], channels))
+    return pack_weight_bytes(pack_codes(rows).reshape(len(rows), channels // 2), channels)
+
+
+def pack_weight_bytes(packed: Array, channels: int) -> Array:
+    """`pack_weight` of codes that are two to a byte already: uint8 [N, K/2], K even."""
+    n = padded_outputs(packed.shape[0])
+    # Eight neighbouring channels of a row are a word as they are; what is left is to move whole words.
+    words = _padded(packed, (n, channels // 2)).view("<u4")
     # column = 16c + 2j + e, j = 2q + t; channel = 32h + 8p + i: word (q, lane = 4(2c + e) + p, t, h) has nibbles i.
-    split = nibbles.reshape(n // 64, 4, 4, 2, 2, channels // 64, 2, 4, 8)  # [N, c, q, t, e, K, h, p, i]
-    words = split.transpose(0, 5, 2, 1, 4, 7, 3, 6, 8)  # [N, K, q, c, e, p, t, h, i]
-    shifts = np.arange(8, dtype=np.uint32) * 4
-    packed = (words.astype(np.uint32) << shifts).sum(-1, dtype=np.uint32)
-    return np.ascontiguousarray(packed.reshape(n // 64, channels // 64, 512)).view(np.int32)
+    split = words.reshape(n // 64, 4, 4, 2, 2, channels // 64, 2, 4)  # [N, c, q, t, e, K, h, p]
+    ordered = np.ascontiguousarray(split.transpose(0, 5, 2, 1, 4, 7, 3, 6))  # [N, K, q, c, e, p, t, h]
+    return ordered.reshape(n // 64, channels // 64, 512).view(np.int32)
 
 
 def unpack_weight(words: Array, outputs: int, channels: int) -> Array:

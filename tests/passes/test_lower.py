@@ -200,8 +200,8 @@ def test_weights_are_packed_when_they_are_written_and_released_again(
     model = ir.load(tmp_path / "a.onnx")
     read = [v.const_value for v in model.graph.initializers.values() if isinstance(v.const_value, ir.ExternalTensor)]
     packed = []
-    real = layout.pack_weight
-    monkeypatch.setattr(layout, "pack_weight", lambda *a: packed.append(1) or real(*a))
+    real = layout.pack_weight_bytes
+    monkeypatch.setattr(layout, "pack_weight_bytes", lambda *a: packed.append(1) or real(*a))
     lowered = plugin_form()(model).model
     assert not packed and all(t.raw is None for t in read)
     write_model(lowered, tmp_path / "b.onnx")
@@ -231,7 +231,7 @@ def test_a_layout_of_other_shapes_than_announced_is_refused_when_it_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = plugin_form()(one_node(Variant(), 64, 64, 16)).model
-    monkeypatch.setattr(layout, "pack_weight", lambda codes, channels: np.zeros((1, 1, 256), np.int32))
+    monkeypatch.setattr(layout, "pack_weight_bytes", lambda packed, channels: np.zeros((1, 1, 256), np.int32))
     with pytest.raises(ValueError, match=r"layer.qweight was packed to \(1, 1, 256\) where \(1, 1, 512\)"):
         write_model(model, tmp_path / "a.onnx")
 
