@@ -11,15 +11,19 @@ from pathlib import Path
 import onnx_ir as ir
 import torch
 
+from export.alike import shorten
 from export.components import DTYPES, Component
 from export.fake_module import fake_module
 from export.fold import simplify
+from export.names import name_by_scope
+from export.repeat import repeat
 from export.source import Source
 from export.tidy import tidy
 from export.weights import bind_weights, unbound
 
 OPSET = 20  # TensorRT 10.3 parses no later one
 IR_VERSION = 10
+_LOG = logging.getLogger(__name__)
 
 
 def prepare(source: Source, component: Component, dtype: str) -> ir.Model:
@@ -32,11 +36,25 @@ def prepare(source: Source, component: Component, dtype: str) -> ir.Model:
     return bind_weights(export_graph(component, dtype), source, component)
 
 
-def export_graph(component: Component, dtype: str) -> ir.Model:
-    """The graph alone, its weights still bound to no file."""
+def export_graph(component: Component, dtype: str, whole: bool = False) -> ir.Model:
+    """The graph alone, its weights still bound to no file.
+
+    Of blocks that are alike three are exported and repeated, unless that fails or the `whole` is asked for; the graph
+    is the same to the byte. The exporter's time and memory grow with what it exports.
+    """
+    if not whole:
+        try:
+            return _exported(component, dtype, short=True)
+        except Exception as e:  # whatever a model without some of its blocks does, with all of them it may not
+            _LOG.info("%s: exported with all blocks: %s", component.name, e)
+    return _exported(component, dtype, short=False)
+
+
+def _exported(component: Component, dtype: str, short: bool) -> ir.Model:
     dtype = component.dtype(dtype)
     row = component.row
     module, mode = fake_module(component, dtype)
+    runs = shorten(module) if short else []
     weights = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     with mode:
         generator = torch.Generator().manual_seed(0)
@@ -58,6 +76,8 @@ def export_graph(component: Component, dtype: str) -> ir.Model:
         if name in weights:
             value.const_value = unbound(value)
     tidy(model, row.outputs, axes)
+    repeat(model, runs)
+    name_by_scope(model)
     model.ir_version = IR_VERSION
     return model
 

@@ -18,7 +18,7 @@ from export.graph import IR_VERSION, OPSET, export_graph
 from export.source import Source
 from export.weights import bind_weights, unbound, weight_values
 
-EXPORT_VERSION = 2  # raised whenever the same component and versions would give another graph
+EXPORT_VERSION = 3  # raised whenever the same component and versions would give another graph
 _PACKAGES = ("torch", "diffusers", "transformers", "onnxscript", "onnx-ir")
 
 
