@@ -3,13 +3,14 @@
 Builds every checkpoint (bench/checkpoint.py makes them) with `python -m export.build --data-free --references 0` into a
 fresh directory and prints, per model: weights, seconds of every stage, the peak of anonymous memory over all processes
 of the build (and while it exported), and the size of each form on disk beside the source's weights. Anonymous memory is
-RssAnon of /proc: what a process has for itself; pages that a forked worker shares with its parent count twice. Mapped
-files are the system's cache and are given back when others need them. `--plot` draws seconds over weights.
+Pss_Anon of /proc: what a process has for itself, and its share of the pages that a forked worker has in common with
+others. Mapped files are the system's cache and are given back when others need them. `--plot`: seconds over weights.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -28,7 +29,7 @@ from engines import machine  # noqa: E402
 from engines.sizes import model_bytes  # noqa: E402
 from export.source import open_source  # noqa: E402
 
-EVERY_S = 0.1
+EVERY_S = 0.5  # a look takes up to 60 ms
 _STAGE = re.compile(r"^(\w+)\s+([\d.]+) s$")
 
 
@@ -48,23 +49,25 @@ class Compiled:
 
 
 def anonymous_bytes(root: int) -> int:
-    """RssAnon of a process and of all that it started."""
+    """Pss_Anon of a process and of all that it started: shared pages count once."""
     parents: dict[int, int] = {}
-    sizes: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                lines = dict(line.split(":", 1) for line in (entry / "status").read_text().splitlines() if ":" in line)
-                parents[int(entry.name)] = int(lines["PPid"])
-                sizes[int(entry.name)] = int(lines.get("RssAnon", "0 kB").split()[0]) * 1024
-            except (OSError, KeyError, ValueError):
+                parents[int(entry.name)] = int(_fields(entry / "status")["PPid"])
+            except (OSError, KeyError):
                 continue  # it ended while we looked
     total, pending = 0, [root]
     while pending:
         process = pending.pop()
-        total += sizes.get(process, 0)
+        with contextlib.suppress(OSError, KeyError):
+            total += int(_fields(Path(f"/proc/{process}/smaps_rollup"))["Pss_Anon"].split()[0]) * 1024
         pending += [p for p, parent in parents.items() if parent == process]
     return total
+
+
+def _fields(file: Path) -> dict[str, str]:
+    return dict(line.split(":", 1) for line in file.read_text().splitlines() if ":" in line)
 
 
 def build(checkpoint: Path, out: Path, more: list[str]) -> Compiled:

@@ -47,10 +47,18 @@ def solve_layer(weight: np.ndarray, bias: np.ndarray | None, samples: np.ndarray
         strength, inv_smooth = smoothing.NONE, torch.ones(problem.weight.shape[1])
         if problem.samples is not None and recipe.smooth:
             strength, inv_smooth = smoothing.choose(problem, part.score)
-        factors, rounds = _branch(problem, part, inv_smooth) if recipe.rank else (None, 0)
-        solved = _assemble(problem, inv_smooth, factors)
-        solved = replace(solved, alpha=strength.alpha, beta=strength.beta, rounds=rounds)
+        solved = replace(_solved(problem, part, inv_smooth), alpha=strength.alpha, beta=strength.beta)
         return replace(solved, error=relative_error(problem, solved))
+
+
+def solve_smoothed(problem: Problem, inv_smooth: torch.Tensor) -> SolvedLayer:
+    """`solve_layer` with a smoothing that is given: inv_smooth [K]. Its error, alpha and beta are 0."""
+    return _solved(problem, _Part(problem), inv_smooth)
+
+
+def _solved(problem: Problem, part: _Part, inv_smooth: torch.Tensor) -> SolvedLayer:
+    factors, rounds = _branch(problem, part, inv_smooth) if problem.recipe.rank else (None, 0)
+    return replace(_assemble(problem, inv_smooth, factors), rounds=rounds)
 
 
 class _Part:
