@@ -34,7 +34,6 @@ _PICTURES = "it starts from a picture beside every prompt, and calibration has p
 REFUSED = {
     "ZImagePipeline": _COMPLEX,
     "Lumina2Pipeline": _COMPLEX,
-    "QwenImagePipeline": "its autoencoder's rows are known, its pipeline has none yet",
     "FluxFillPipeline": _PICTURES,
     "FluxControlPipeline": _PICTURES,
 }
