@@ -78,7 +78,7 @@ def _norm(self: Any, x: torch.Tensor) -> torch.Tensor:
     """x [B, C, h, w] scaled to a mean square of 1 over the channels, computed in float32, times the weight."""
     wide = x.float()
     length = torch.linalg.vector_norm(wide, dim=1, keepdim=True).clamp(min=1e-12)
-    return (wide / length).to(x.dtype) * (self.scale * self.gamma)
+    return (wide / (length / self.scale)).to(x.dtype) * self.gamma
 
 
 def _attention(self: Any, x: torch.Tensor) -> torch.Tensor:
