@@ -20,8 +20,8 @@ Progress = Callable[[int, int, str], None]  # (done, total, what)
 class LatentRule:
     """How a pipeline's initial latents are laid out for an image of height x width pixels.
 
-    `channels` latent channels at 1/`scale` of the pixels; `packed`: FLUX's [B, (h/2)(w/2), 4·channels] instead of
-    [B, channels, h, w].
+    `channels` latent channels at 1/`scale` of the pixels; `packed`: FLUX's and Qwen-Image's
+    [B, (h/2)(w/2), 4·channels] instead of [B, channels, h, w].
     """
 
     channels: int

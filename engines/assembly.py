@@ -17,7 +17,7 @@ from engines.families import layout
 
 # What a pipeline is for, and what diffusers puts into the class's name for it.
 TASKS = {"text2image": "", "image2image": "Img2Img", "inpainting": "Inpaint"}
-_FLUX_TIME = 1000  # FLUX's pipelines give the transformer their scheduler's timesteps divided by this
+_PACKED_TIME = 1000  # FLUX's and Qwen-Image's pipelines give their scheduler's timesteps divided by this
 
 
 def assemble(
@@ -55,7 +55,7 @@ def assemble(
     if on_step is not None:
         packed = layout(artifact.manifest["components"]).latents.packed
         denoiser = artifact.manifest["components"][artifact.component("denoiser")[0]]["module"]
-        modules[denoiser].before_step = _counted(pipe, _FLUX_TIME if packed else 1, on_step)
+        modules[denoiser].before_step = _counted(pipe, _PACKED_TIME if packed else 1, on_step)
     return pipe
 
 

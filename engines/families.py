@@ -11,16 +11,19 @@ from artifact.sampling import LatentRule
 
 @dataclass(frozen=True)
 class Family:
-    """`denoiser`: class name of the denoiser; `packed`: its latents are FLUX's 2 x 2 patches in a sequence.
+    """`denoiser`: class name of the denoiser; `packed`: its latents are 2 x 2 patches in a sequence.
 
     `joined_guidance`: the pipeline computes both halves of classifier-free guidance in one call of twice the batch.
     `both_texts`: its text is CLIP's tokens followed by T5's, where others read those of one encoder.
+    `template`: tokens of the instruction that its pipeline puts before a prompt and drops behind the text encoder;
+    where there is one, prompts are as long as they are, where others pad them.
     """
 
     denoiser: str
     packed: bool
     joined_guidance: bool
     both_texts: bool = False
+    template: int = 0
 
 
 FAMILIES = (
@@ -29,6 +32,7 @@ FAMILIES = (
     Family("SD3Transformer2DModel", packed=False, joined_guidance=True, both_texts=True),
     Family("PixArtTransformer2DModel", packed=False, joined_guidance=True),
     Family("SanaTransformer2DModel", packed=False, joined_guidance=True),
+    Family("QwenImageTransformer2DModel", packed=True, joined_guidance=False, template=34),
 )
 
 
@@ -38,7 +42,7 @@ class Layout:
 
     `latents`: layout of the initial noise; `multiple`: height and width in pixels must be multiples of it;
     `guidance`: the pipeline's keyword for the classifier-free (or, where distilled, embedded) guidance scale;
-    `joined_guidance`, `both_texts` as in Family.
+    `joined_guidance`, `both_texts` and `template` as in Family.
     """
 
     latents: LatentRule
@@ -46,6 +50,7 @@ class Layout:
     guidance: str
     joined_guidance: bool
     both_texts: bool = False
+    template: int = 0
 
 
 def layout(components: dict[str, Any]) -> Layout:
@@ -57,12 +62,20 @@ def layout(components: dict[str, Any]) -> Layout:
         known = ", ".join(f.denoiser for f in FAMILIES)
         raise UserError(f"The artifact's denoiser is a {denoiser['class']}, this version runs {known}: update it.")
     config = denoiser["config"]
-    blocks = vae["config"].get("block_out_channels") or vae["config"]["encoder_block_out_channels"]  # AutoencoderDC
-    scale = 2 ** (len(blocks) - 1)
+    scale = _scale(vae["config"])
     if family.packed:
         guidance = "guidance_scale" if config.get("guidance_embeds") else "true_cfg_scale"
-        return Layout(LatentRule(config["in_channels"] // 4, scale, True), 2 * scale, guidance, family.joined_guidance)
+        rule = LatentRule(config["in_channels"] // 4, scale, True)
+        return Layout(rule, 2 * scale, guidance, family.joined_guidance, template=family.template)
     rule = LatentRule(config["in_channels"], scale, False)
     # A transformer's patches; or a UNet's skip connections, which must meet at every level.
     cells = config["patch_size"] if "patch_size" in config else 2 ** (len(config["block_out_channels"]) - 1)
     return Layout(rule, scale * cells, "guidance_scale", family.joined_guidance, family.both_texts)
+
+
+def _scale(vae: dict[str, Any]) -> int:
+    """Pixels a side of a latent cell."""
+    if "temperal_downsample" in vae:  # AutoencoderKLQwenImage, whose pipeline counts so
+        return int(2 ** len(vae["temperal_downsample"]))
+    blocks = vae.get("block_out_channels") or vae["encoder_block_out_channels"]  # AutoencoderDC
+    return int(2 ** (len(blocks) - 1))

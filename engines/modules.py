@@ -24,10 +24,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 
 from artifact.errors import UserError
+from engines import qwen_image
 from engines.backends import Runner
 
 # Outputs that are one layer's hidden states, by the index that torch's tuple of all layers has them at.
 _HIDDEN = {"penultimate_hidden_state": -2}
+# Denoisers whose pipeline says something in another form than the graph reads it in.
+_COMPLETED = {"QwenImageTransformer2DModel": qwen_image.completed}
 
 
 class EngineModule(torch.nn.Module):
@@ -58,6 +61,7 @@ class Denoiser(EngineModule):
         super().__init__(with_defaults(torch_class, config))
         self.session = session
         self.before_step: Callable[[float], None] | None = None  # hears the timestep of every call
+        self._completed = _COMPLETED.get(class_name, lambda feeds, given: feeds)
         self._positional = list(inspect.signature(torch_class.forward).parameters)[1:]
         if "projection_class_embeddings_input_dim" in self.config:  # where SDXL's pipeline looks for this width
             width = self.config["projection_class_embeddings_input_dim"]
@@ -69,6 +73,7 @@ class Denoiser(EngineModule):
         batch = given[self._positional[0]].shape[0]
         feeds = {k: as_array(v) for k, v in given.items() if torch.is_tensor(v) or (k == "timestep" and v is not None)}
         feeds["timestep"] = np.broadcast_to(feeds["timestep"], (batch,))
+        feeds = self._completed(feeds, given)
         if self.before_step is not None:
             self.before_step(float(feeds["timestep"][0]))
         predicted = torch.from_numpy(next(iter(self.session.run(feeds).values())))
@@ -81,11 +86,14 @@ class Denoiser(EngineModule):
 
 
 class TextEncoder(EngineModule):
-    """CLIP's text model (with or without projection), T5's encoder or Gemma-2: token ids int64 [B, L] to embeddings."""
+    """The text model of CLIP (± projection), T5, Gemma-2 or Qwen2.5-VL: token ids int64 [B, L] to embeddings."""
 
     def __init__(self, config: dict[str, Any], class_name: str, session: Runner) -> None:
         super().__init__(getattr(transformers, class_name).config_class.from_dict(config))
         self.session = session
+        self._layers = dict(_HIDDEN)
+        if not class_name.startswith("CLIP"):  # all others' last hidden state is that of their last layer, normalised
+            self._layers["last_hidden_state"] = -1
 
     def forward(
         self,
@@ -104,7 +112,8 @@ class TextEncoder(EngineModule):
                 "rebuild the artifact."
             )
         values = {k: torch.from_numpy(v) for k, v in self.session.run(feeds).items()}
-        hidden = HiddenStates(self.session.name, values) if output_hidden_states else None
+        layers = {index: values[name] for name, index in self._layers.items() if name in values}
+        hidden = HiddenStates(self.session.name, layers) if output_hidden_states else None
         plain = {k: v for k, v in values.items() if k not in _HIDDEN}
         output_class = CLIPTextModelOutput if "text_embeds" in plain else BaseModelOutputWithPooling
         output = output_class(**plain, hidden_states=hidden)
@@ -112,11 +121,10 @@ class TextEncoder(EngineModule):
 
 
 class HiddenStates:
-    """The layers' hidden states that the graph gives, indexed as torch's tuple of all of them is."""
+    """The layers' hidden states that the graph gives, by index, as torch's tuple of all of them has them."""
 
-    def __init__(self, name: str, values: dict[str, torch.Tensor]) -> None:
-        self._name = name
-        self._layers = {_HIDDEN[k]: v for k, v in values.items() if k in _HIDDEN}
+    def __init__(self, name: str, layers: dict[int, torch.Tensor]) -> None:
+        self._name, self._layers = name, layers
 
     def __getitem__(self, index: int) -> torch.Tensor:
         if index not in self._layers:
@@ -134,9 +142,11 @@ class Vae(EngineModule):
     def __init__(self, config: dict[str, Any], class_name: str, decoder: Runner, encoder: Runner | None) -> None:
         super().__init__(with_defaults(getattr(diffusers, class_name), config))
         self.decoder_session, self.encoder_session = decoder, encoder
+        if "temperal_downsample" in self.config:  # where Qwen-Image's pipelines look for the scale
+            self.temperal_downsample = self.config["temperal_downsample"]
 
     def decode(self, z: torch.Tensor, return_dict: bool = True, generator: Any = None) -> Any:
-        """Latents [B, C, h, w] to images [B, 3, H, W], about -1..1."""
+        """Latents [B, C, h, w] to images [B, 3, H, W], about -1..1; of one frame each where both have that axis."""
         image = _only_output(self.decoder_session, z)
         return DecoderOutput(sample=image) if return_dict else (image,)
 

@@ -75,7 +75,8 @@ def text_tokens(artifact: Artifact, component: str) -> int:
     """Tokens of a padded prompt as this component sees them; 0 for the VAE.
 
     CLIP's length is fixed by its position table. That of T5 and Gemma-2, and of a denoiser that reads them, is the
-    pipeline's `max_sequence_length`; SD3's denoiser reads CLIP's before them.
+    pipeline's `max_sequence_length`; SD3's denoiser reads CLIP's before them. That is also the most of Qwen-Image's,
+    which pads no prompt; its text encoder sees an instruction before it.
     """
     components = artifact.manifest["components"]
     row = components[component]
@@ -87,7 +88,7 @@ def text_tokens(artifact: Artifact, component: str) -> int:
     if row["role"] != "text_encoder":
         return 0
     fixed = row["config"].get("max_position_embeddings") if row["class"].startswith("CLIP") else None
-    return int(fixed or artifact.manifest["generation"]["max_sequence_length"])
+    return int(fixed or artifact.manifest["generation"]["max_sequence_length"] + layout(components).template)
 
 
 def input_shapes(

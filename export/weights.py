@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from functools import partial
 
 import ml_dtypes
@@ -38,20 +39,22 @@ def weight_values(model: ir.Model) -> list[ir.Value]:
 def bind_weights(model: ir.Model, source: Source, component: Component) -> ir.Model:
     """Point every weight of the graph into the source's files, in place; returns `model`.
 
-    A weight whose file has the graph's dtype becomes an ExternalTensor; another is converted when it is read
-    (LazyTensor), so nothing is loaded here. Raises UserError where a file lacks a weight or has another shape.
+    A weight whose file has the graph's dtype becomes an ExternalTensor; one of another dtype, or of which the graph
+    has a part (`Row.last_frame`), is converted when it is read (LazyTensor), so nothing is loaded here. Raises
+    UserError where a file lacks a weight or has another shape.
     """
     index = source.weights(component.module)
     for value in weight_values(model):
         weight = find_weight(component, index, value.name or "")
         shape = value.shape.numpy() if value.shape is not None else ()
-        if weight.shape != shape:
+        part = any(fnmatchcase(value.name or "", glob) for glob in component.row.last_frame)
+        if (_one_frame(weight.shape) if part else weight.shape) != shape:
             raise UserError(
                 f"{weight.name} in {weight.file} has shape {list(weight.shape)}, {component.cls} of this config has "
-                f"{list(shape)}: config.json and weights are not of one model."
+                f"{list(shape)}{' in each frame' if part else ''}: config.json and weights are not of one model."
             )
         assert value.dtype is not None and value.name is not None
-        value.const_value = _tensor(weight, value.dtype, value.name)
+        value.const_value = _tensor(weight, value.dtype, value.name, part)
     return model
 
 
@@ -66,20 +69,25 @@ def find_weight(component: Component, index: Mapping[str, Weight], name: str) ->
     )
 
 
-def _tensor(weight: Weight, dtype: ir.DataType, name: str) -> ir.TensorProtocol:
-    """The weight in the graph's dtype."""
-    shape = ir.Shape(weight.shape)
-    if _ONNX_TYPE.get(weight.dtype) == dtype:
+def _one_frame(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """[..., frames, rows, columns] without its frames."""
+    return (*shape[:-3], *shape[-2:])
+
+
+def _tensor(weight: Weight, dtype: ir.DataType, name: str, last_frame: bool) -> ir.TensorProtocol:
+    """The weight in the graph's dtype, or its last frame."""
+    shape = ir.Shape(_one_frame(weight.shape) if last_frame else weight.shape)
+    if _ONNX_TYPE.get(weight.dtype) == dtype and not last_frame:
         file = weight.file.resolve()  # hub caches are links; readers of external data refuse those
         return ir.ExternalTensor(
             file.name, weight.offset, weight.nbytes, dtype, shape=shape, name=name, base_dir=str(file.parent)
         )
-    return ir.LazyTensor(partial(_converted, weight, dtype, name), dtype=dtype, shape=shape, name=name)
+    return ir.LazyTensor(partial(_converted, weight, dtype, name, last_frame), dtype=dtype, shape=shape, name=name)
 
 
-def _converted(weight: Weight, dtype: ir.DataType, name: str) -> ir.Tensor:
+def _converted(weight: Weight, dtype: ir.DataType, name: str, last_frame: bool) -> ir.Tensor:
     """Read and round. Raises UserError where float16 cannot hold a value."""
-    data = weight.read()
+    data = weight.read()[..., -1, :, :] if last_frame else weight.read()
     if dtype == ir.DataType.FLOAT16 and data.dtype in (np.float32, np.float64, ml_dtypes.bfloat16):
         largest = float(np.abs(data).max(initial=0))
         if largest > np.finfo(np.float16).max:

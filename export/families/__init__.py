@@ -6,6 +6,7 @@ from artifact.errors import UserError, nearest
 from export.families import (
     autoencoder_dc,
     autoencoder_kl,
+    autoencoder_kl_qwen_image,
     clip,
     flux,
     gemma2,
@@ -20,7 +21,9 @@ from export.families import (
 from export.families.row import PipelineRow, Row
 
 _DENOISERS = (flux, unet, sd3, pixart, sana, qwen_image)
-_FAMILIES = (*_DENOISERS, clip, t5, gemma2, qwen_vl, autoencoder_kl, autoencoder_dc)
+_ENCODERS = (clip, t5, gemma2, qwen_vl)
+_AUTOENCODERS = (autoencoder_kl, autoencoder_dc, autoencoder_kl_qwen_image)
+_FAMILIES = (*_DENOISERS, *_ENCODERS, *_AUTOENCODERS)
 
 ROWS: tuple[Row, ...] = tuple(row for family in _FAMILIES for row in family.ROWS)
 MODULES: dict[str, tuple[Row, ...]] = {r.cls: tuple(x for x in ROWS if x.cls == r.cls) for r in ROWS}
@@ -31,7 +34,6 @@ _PICTURES = "it starts from a picture beside every prompt, and calibration has p
 REFUSED = {
     "ZImagePipeline": _COMPLEX,
     "Lumina2Pipeline": _COMPLEX,
-    "QwenImagePipeline": "its autoencoder, AutoencoderKLQwenImage, is not known yet; its other modules are",
     "FluxFillPipeline": _PICTURES,
     "FluxControlPipeline": _PICTURES,
 }

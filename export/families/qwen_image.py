@@ -7,6 +7,8 @@ from typing import Any
 import diffusers
 import torch
 
+from artifact.positions import qwen_image_positions
+from artifact.sampling import LatentRule
 from export.families.row import Config, PipelineRow, Row, Shapes, random, text_mask
 
 
@@ -36,19 +38,6 @@ def _call(
         self, *inputs, None, timestep, img_shapes=(img_ids, txt_ids),
         attention_kwargs={"text_mask": encoder_hidden_states_mask.bool()}, return_dict=False,
     )[0]  # fmt: skip
-
-
-def positions(rows: int, columns: int, text: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """`img_ids` [rows·columns, 3] and `txt_ids` [text, 3], float32: frame, row and column of every token.
-
-    Rows and columns count from the middle of the image, and words from the number behind its largest half, in all
-    three (section 3.3).
-    """
-    image = torch.zeros(rows, columns, 3)
-    image[..., 1] += torch.arange(rows)[:, None] - (rows - rows // 2)
-    image[..., 2] += torch.arange(columns)[None] - (columns - columns // 2)
-    words = max(rows // 2, columns // 2) + torch.arange(text)
-    return image.reshape(-1, 3), words[:, None].expand(-1, 3).float()
 
 
 def _sizes(img_ids: torch.Tensor) -> list[list[tuple[int, int, int]]]:
@@ -127,7 +116,7 @@ def _adapt(module: Any) -> None:
 
 def _inputs(config: Config, shapes: Shapes, dtype: torch.dtype, generator: torch.Generator) -> dict[str, torch.Tensor]:
     rows, columns = shapes.height // 2, shapes.width // 2
-    img_ids, txt_ids = positions(rows, columns, shapes.sequence)
+    img_ids, txt_ids = map(torch.from_numpy, qwen_image_positions(rows, columns, shapes.sequence))
     kind: dict[str, Any] = {"dtype": dtype, "generator": generator}
     return {
         "hidden_states": random(shapes.batch, rows * columns, config["in_channels"], **kind),
@@ -159,6 +148,19 @@ def _refuse(config: Config) -> str | None:
     return None
 
 
+def _latents(config_of: Any) -> LatentRule:
+    scale = 2 ** len(config_of("vae")["temperal_downsample"])
+    return LatentRule(config_of("transformer")["in_channels"] // 4, scale, True)
+
+
+def _generation(config_of: Any) -> dict[str, Any]:
+    size = 128 * _latents(config_of).scale
+    return {
+        "height": size, "width": size, "num_inference_steps": 50, "true_cfg_scale": 4.0, "negative_prompt": " ",
+        "max_sequence_length": 512,
+    }  # fmt: skip
+
+
 ROWS = (
     Row(
         cls="QwenImageTransformer2DModel",
@@ -182,4 +184,6 @@ ROWS = (
     ),
 )
 
-PIPELINES: tuple[PipelineRow, ...] = ()  # QwenImagePipeline: see REFUSED in families/__init__.py
+# Its text encoder and autoencoder were trained in bfloat16, as SANA's (sana.py); so was the transformer, whose blocks
+# cut their streams to float16's range, in diffusers and in the graph.
+PIPELINES = (PipelineRow("QwenImagePipeline", _latents, _generation, lambda config_of: ("text_encoder", "vae")),)

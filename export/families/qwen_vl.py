@@ -26,7 +26,7 @@ def _adapt(module: Any) -> None:
 
 
 def _inputs(config: Config, shapes: Shapes, dtype: torch.dtype, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    vocabulary = config["text_config"]["vocab_size"]
+    vocabulary = config.get("text_config", config)["vocab_size"]  # older files have no text_config
     ids = torch.randint(0, vocabulary, (shapes.batch, shapes.sequence), generator=generator)
     return {"input_ids": ids, "attention_mask": text_mask(shapes)}
 

@@ -40,6 +40,8 @@ class Row:
     `inputs(config, shapes, dtype, generator)`: example inputs by name, floats in `dtype` where the pipeline's are.
     `axes`: {input or output: names of its axes}; a name stands for a dynamic size, None for a fixed one.
     `file_names(name)`: what a parameter may be called in files, the first that is there counts.
+    `last_frame`: parameters (globs) whose tensors in files have an axis of frames before rows and columns, of which
+    the graph has the last entry.
     `float32`: parameters that stay float32 in a 16-bit graph (globs on parameter names).
     `quantise`, `weight_only`, `keep`: globs on the dotted names of linears: 4-bit weights and activations, 4-bit
     weights alone, 16 bits. What none of them names stays in 16 bits.
@@ -57,6 +59,7 @@ class Row:
     outputs: tuple[str, ...]
     adapt: Callable[[torch.nn.Module], None] = lambda module: None
     file_names: Callable[[str], tuple[str, ...]] = lambda name: (name,)
+    last_frame: tuple[str, ...] = ()
     float32: tuple[str, ...] = ()
     quantise: tuple[str, ...] = ()
     weight_only: tuple[str, ...] = ()

@@ -41,6 +41,14 @@ def test_the_deep_autoencoder_s_scale_is_its_encoder_s() -> None:
     assert found.latents.shape(1024, 512) == (32, 32, 16) and found.multiple == 32
 
 
+def test_the_video_autoencoder_s_scale_is_that_of_qwen_image_s_pipeline() -> None:
+    given = components("QwenImageTransformer2DModel", 1, in_channels=64, guidance_embeds=False)
+    given["v"] |= {"class": "AutoencoderKLQwenImage", "config": {"temperal_downsample": [False, True, True]}}
+    found = layout(given)
+    assert found.latents.shape(1024, 512) == (64 * 32, 64) and found.multiple == 16
+    assert (found.guidance, found.joined_guidance, found.template) == ("true_cfg_scale", False, 34)
+
+
 def test_an_unknown_denoiser_is_named() -> None:
     with pytest.raises(
         UserError, match="is a ZImageTransformer2DModel, this version runs FluxTransformer2DModel, UNet"

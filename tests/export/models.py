@@ -72,9 +72,13 @@ QWEN_IMAGE = {  # of the last block, nothing reads what becomes of the text
     "in_channels": 16, "out_channels": 4, "num_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2,
     "joint_attention_dim": 32, "axes_dims_rope": (4, 6, 6),
 }  # fmt: skip
+QWEN_VAE = {
+    "base_dim": 8, "z_dim": 4, "dim_mult": [2, 2], "num_res_blocks": 1, "temperal_downsample": [True],
+    "latents_mean": [-0.7, 0.1, 0.4, -0.3], "latents_std": [2.8, 1.4, 2.3, 1.1],
+}  # fmt: skip
 QWEN_VL = {
     "text_config": {
-        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "vocab_size": 640, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
         "num_key_value_heads": 1, "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 1,
         "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
     },
@@ -83,6 +87,11 @@ QWEN_VL = {
         "fullatt_block_indexes": [0],
     },
 }  # fmt: skip
+
+QWEN_INSTRUCTION = (
+    "Describe the image by detailing the color, shape, size, texture, quantity, text, spatial relationships of the "
+    "objects and background:"
+)
 
 GRAPHS = [  # (model, component): every kind of graph once
     *(("flux", name) for name in ("text_encoder", "text_encoder_2", "transformer", "vae_decoder", "vae_encoder")),
@@ -246,16 +255,22 @@ def flux_fill(root: Path) -> Path:
 
 
 def qwen_image(root: Path) -> Path:
-    """Qwen-Image without its autoencoder and tokenizer."""
+    """A QwenImagePipeline directory."""
     torch.manual_seed(7)
     _save(root / "transformer", diffusers.QwenImageTransformer2DModel(**QWEN_IMAGE))
     text = transformers.Qwen2_5_VLForConditionalGeneration(transformers.Qwen2_5_VLConfig(**QWEN_VL))
     _save(root / "text_encoder", text)
+    _save(root / "vae", diffusers.AutoencoderKLQwenImage(**QWEN_VAE))
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02)
+    scheduler.save_pretrained(root / "scheduler")
+    _qwen_tokenizer().save_pretrained(root / "tokenizer")
     _index(root, "QwenImagePipeline", {
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
         "text_encoder": ["transformers", "Qwen2_5_VLForConditionalGeneration"],
-        "transformer": ["diffusers", "QwenImageTransformer2DModel"],
+        "tokenizer": ["transformers", "Qwen2Tokenizer"],
+        "transformer": ["diffusers", "QwenImageTransformer2DModel"], "vae": ["diffusers", "AutoencoderKLQwenImage"],
     })  # fmt: skip
-    _generation(root, {})
+    _generation(root, {"true_cfg_scale": 3.0, "negative_prompt": " ", "max_sequence_length": 16})
     return root
 
 
@@ -278,6 +293,14 @@ def _tokenizer() -> Any:
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>", unk_token="<unknown>", model_max_length=12
     )
+
+
+def _qwen_tokenizer() -> Any:
+    """Qwen2's byte pairs, which read any text, with one token a word for the pipeline's instruction, as Qwen's have."""
+    text = f"system\n{QWEN_INSTRUCTION}\nuser\nassistant\n {' '.join(WORDS[3:])}"
+    special = ["<|im_start|>", "<|im_end|>"]
+    plain = transformers.Qwen2Tokenizer()
+    return plain.train_new_from_iterator([text] * 2, 640, new_special_tokens=special, show_progress=False)
 
 
 def _index(root: Path, cls: str, modules: dict[str, Any]) -> None:
