@@ -177,10 +177,11 @@ def main() -> None:
     parser.add_argument("--flags", default="", help="further flags of export.build, in one string")
     parser.add_argument("--plot", type=Path, help="PNG of seconds over weights")
     parser.add_argument("--json", type=Path, help="also write the figures there")
+    parser.add_argument("--add", type=Path, nargs="*", default=[], help="what --json wrote before: for table and plot")
     args = parser.parse_args()
     here = machine.describe()
     print(f"{here['cpu']}, {here['cores']} cores, load {here['load_1min']}, {here['date']}")
-    rows = []
+    rows = [Compiled(**row) for file in args.add for row in json.loads(file.read_text())["rows"]]
     for checkpoint in args.checkpoints:
         out = args.out / checkpoint.name
         shutil.rmtree(out, ignore_errors=True)

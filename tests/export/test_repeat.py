@@ -32,9 +32,10 @@ def text_encoder(cls: str, config: transformers.PretrainedConfig) -> Component:
 
 
 LAYERED = {"num_layers": LAYERS}
+SD3_LAYERS = {"num_layers": LAYERS + 1, "dual_attention_layers": ()}  # the last block is another
 FAMILIES = {
     "flux": lambda: of_diffusers("FluxTransformer2DModel", models.FLUX | LAYERED | {"num_single_layers": LAYERS}),
-    "sd3": lambda: of_diffusers("SD3Transformer2DModel", models.SD3 | {"num_layers": LAYERS + 2}),  # two are different
+    "sd3": lambda: of_diffusers("SD3Transformer2DModel", models.SD3 | SD3_LAYERS),
     "pixart": lambda: of_diffusers("PixArtTransformer2DModel", models.PIXART | LAYERED),
     "sana": lambda: of_diffusers("SanaTransformer2DModel", models.SANA | LAYERED),
     "qwen": lambda: of_diffusers("QwenImageTransformer2DModel", models.QWEN_IMAGE | LAYERED),
