@@ -25,7 +25,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs without an installation
 from artifact.manifest import Artifact  # noqa: E402
 from engines import load, machine  # noqa: E402
-from engines.cost import cpu  # noqa: E402
+from engines.cost import cpu, host  # noqa: E402
 from engines.cost.arena import grown_bytes  # noqa: E402
 from engines.cost.ceilings import Ceilings  # noqa: E402
 from engines.cost.graph import Graph  # noqa: E402
@@ -38,17 +38,21 @@ THREADS = 1
 BLOCKS = ((768, 1024), (1536, 512), (3072, 256))  # width, tokens
 HEAD = 128  # channels of an attention head, as in FLUX
 RANK = 32
+PARTS = 4  # of a round, each with some micro-benchmarks and some models
 COMPARED = ("fp16", "svdq-int4")
 
 
 @dataclass
 class Case:
-    """Something that is measured: `run` does it once. `graph` None: an image, the sum of `parts` by their calls."""
+    """Something that is measured: `run` does it once. `graph` None: an image, the sum of `parts` by their calls and of
+    the `host` work in so many `steps`."""
 
     name: str
     run: Callable[[], object]
     graph: Graph | None = None
     parts: list[tuple[Case, int]] = field(default_factory=list)
+    host: host.Host | None = None
+    steps: int = 0
     model: Path | None = None
     feeds: dict[str, np.ndarray] = field(default_factory=dict)
     taken: list[tuple[float, float]] = field(default_factory=list)  # seconds of every run, by CPU and by clock
@@ -74,7 +78,9 @@ class Case:
     def predicted_ms(self, ceilings: Ceilings) -> float:
         """By the micro-benchmarks."""
         if self.graph is None:
-            return sum(count * part.predicted_ms(ceilings) for part, count in self.parts)
+            assert self.host is not None
+            between = host.seconds(ceilings, self.host.key, self.steps) or 0.0
+            return sum(count * part.predicted_ms(ceilings) for part, count in self.parts) + 1e3 * between
         return 1e3 * cpu.seconds(self.graph, ceilings)[0]
 
 
@@ -104,11 +110,13 @@ def artifact_cases(root: Path) -> list[Case]:
     name = artifact.manifest["name"]
     found: dict[Path, Case] = {}
     images = []
+    generation = artifact.manifest["generation"]
+    counts = calls_per_image(artifact, generation["num_inference_steps"])
+    size = 1, generation["height"], generation["width"]
+    work = host.Host(artifact, artifact.manifest["presets"][0], size, counts, THREADS)
     for preset in (p for p in COMPARED if p in artifact.manifest["presets"]):
         parts = []
-        for component, calls in calls_per_image(
-            artifact, artifact.manifest["generation"]["num_inference_steps"]
-        ).items():
+        for component, calls in counts.items():
             model = artifact.model(component, preset)
             if model not in found:
                 title = f"{name} {component}" + ("" if "fp16" in model.name and preset != "fp16" else f" {preset}")
@@ -116,7 +124,10 @@ def artifact_cases(root: Path) -> list[Case]:
             parts.append((found[model], calls))
         pipe = load(root, preset, THREADS, verify=False)
         prompt = artifact.manifest["references"]["prompts"][0]
-        images.append(Case(f"{name} image {preset}", lambda pipe=pipe, prompt=prompt: pipe(prompt), parts=parts))
+        images.append(
+            Case(f"{name} image {preset}", lambda pipe=pipe, prompt=prompt: pipe(prompt), parts=parts, host=work,
+                 steps=generation["num_inference_steps"])
+        )  # fmt: skip
     return [*found.values(), *images]
 
 
@@ -271,13 +282,19 @@ def main() -> None:
         folder = Path(temporary)
         cases = [c for root in args.artifacts for c in artifact_cases(root)]
         cases += [] if args.no_blocks else block_cases(folder)
+        works = list({c.host.key: c.host for c in cases if c.host is not None}.values())
         ceilings = Ceilings(THREADS)
-        needed = cpu.keys(c.graph for c in cases if c.graph is not None)
+        short = [c for c in cases if c.graph is not None and "block" not in c.name]
+        long = [c for c in cases if c.graph is None or "block" in c.name]
+        needed = sorted(cpu.keys(c.graph for c in cases if c.graph is not None))
         for i in range(args.rounds):
             print(f"round {i + 1} of {args.rounds}", file=sys.stderr)
-            ceilings.measure(needed, rounds=1)
-            for case in cases:
-                case.measure(args.runs)
+            for part in range(PARTS):  # the machine's speed drifts: neither side may have the better minute
+                ceilings.measure(needed[part::PARTS], rounds=1)
+                for work in works[part::PARTS]:
+                    work.measure(ceilings)
+                for case in [*short, *long[part::PARTS]]:
+                    case.measure(args.runs)
         after = machine.describe()
         print(f"{before['cpu']}, {THREADS} thread, load {before['load_1min']} to {after['load_1min']}, {after['date']}")
         print(f"\n{'latency, ms':46}{'predicted':>10}{'measured':>10}{'by clock':>10}{'off':>8}")

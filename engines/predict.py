@@ -23,19 +23,23 @@ _FITS = {"resident": "fits, all components at once", "pipelined": "fits only wit
          "no": "does not fit", None: "memory of the target unknown"}  # fmt: skip
 
 
-def measured_ceilings(artifact: Artifact, preset: str | None, threads: int | None, again: bool, progress: Any) -> Any:
-    """What this machine can do, for all nodes of a preset's graphs; what is missing is measured and kept.
+def measured_ceilings(
+    artifact: Artifact, preset: str | None, size: tuple[int, int, int], threads: int | None, again: bool, progress: Any
+) -> Any:
+    """What this machine can do, for all nodes of a preset's graphs and for the host work of an image of `size` (batch,
+    height, width); what is missing is measured and kept.
 
     With `again` everything that the graphs need is measured anew.
     """
-    from engines.cost import cpu
+    from engines.cost import cpu, host
     from engines.cost.ceilings import ALWAYS, Ceilings
     from engines.cost.prediction import calls_per_image
     from engines.pipeline import choose
     from engines.shapes import input_shapes
 
     preset = choose(artifact, preset)
-    models = {n: artifact.model(n, preset) for n in calls_per_image(artifact, 1)}
+    calls = calls_per_image(artifact, 1)
+    models = {n: artifact.model(n, preset) for n in calls}
     needed = cpu.keys(cpu.graph(m, input_shapes(artifact, n, m)) for n, m in models.items())
     ceilings = Ceilings.cached(threads)
     if again:
@@ -43,6 +47,9 @@ def measured_ceilings(artifact: Artifact, preset: str | None, threads: int | Non
     missing = ceilings.missing(needed)
     if missing:
         ceilings.measure(missing, progress=progress)
+        ceilings.save()
+    if again or host.key(artifact, size) not in ceilings.seconds:
+        host.Host(artifact, preset, size, calls, threads).measure(ceilings)
         ceilings.save()
     return ceilings
 
@@ -80,6 +87,8 @@ def show(prediction: Prediction, title: str) -> None:
     p = prediction
     size = f"{p.height} x {p.width}, {p.steps} steps" + (f", batch {p.batch}" if p.batch > 1 else "")
     console.print(f"image ({size}): {_range(p.image_ms, 's')} s", highlight=False)
+    if p.host_ms is not None:
+        console.print(f"of that between the graphs: {_range(p.host_ms)} ms", highlight=False)
     of = f" of {_bytes(p.usable_bytes)} usable" if p.usable_bytes is not None else ""
     console.print(
         f"memory: {_bytes(p.resident_bytes)} with everything loaded, {_bytes(p.pipelined_bytes)} pipelined{of}: "
@@ -140,7 +149,8 @@ def main(
             generation["num_inference_steps"] if steps is None else steps, batch,
         )  # fmt: skip
         progress = None if as_json else _counter()
-        ceilings = measured_ceilings(artifact, preset, threads, measure, progress) if is_cpu else None
+        pixels = batch, height or generation["height"], width or generation["width"]
+        ceilings = measured_ceilings(artifact, preset, pixels, threads, measure, progress) if is_cpu else None
         predicted = predict(artifact, row, preset, height, width, steps, batch, ceilings)
         if as_json:
             print(json.dumps(predicted.to_json()))

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from engines.cost.buffers import steps
 from engines.cost.graph import Graph
-from engines.cost.operations import PER_ELEMENT, VIEWS
-from engines.cost.probes import ROWS
 
 REGION = 1 << 20  # the first region, bytes
 PIECE = 256  # requests are rounded up to this
-_IN_PLACE = frozenset(PER_ELEMENT) - frozenset(k.rpartition(".")[2] for k in ROWS)
 
 
 @dataclass
@@ -83,48 +81,17 @@ class Arena:
 def grown_bytes(graph: Graph) -> int:
     """Bytes that the arena holds after two runs of the graph, the inputs not counted: they are the caller's."""
     arena = Arena()
-    last: dict[str, int] = {}
-    owner: dict[str, str] = {}
-    steps: list[list[tuple[str, int]]] = []  # what every op allocates: (name, bytes)
-
-    def root(name: str) -> str:
-        while name in owner:
-            name = owner[name]
-        return name
-
-    for at, op in enumerate(graph.ops):
-        for t in op.inputs:
-            if t is not None:
-                last[root(t.name)] = at
-        for t in op.outputs:
-            first = next((i for i in op.inputs if i is not None), None)
-            if op.kind in VIEWS and op.kind != "Shape" and first is not None:
-                owner[t.name] = first.name
-            last[root(t.name)] = max(last.get(root(t.name), at), at)
-    for t in graph.outputs:
-        last[root(t.name)] = len(graph.ops)
-    given = {t.name for t in (*graph.inputs, *graph.weights)}
     held: dict[str, _Piece] = {}
     alive = most = 0
-    for at, op in enumerate(graph.ops):
-        made: list[tuple[str, int]] = []
-        for t in op.outputs:
-            if t.name in owner:
-                continue
-            reused = next(
-                (root(i.name) for i in op.inputs if i is not None and op.kind in _IN_PLACE
-                 and root(i.name) in held and last[root(i.name)] == at and i.nbytes == t.nbytes), None,
-            )  # fmt: skip
-            if reused is not None:
-                held[t.name] = held.pop(reused)
-            else:
-                held[t.name] = arena.allocate(t.nbytes)
-                alive += held[t.name].size
-            made.append((t.name, t.nbytes))
+    for step in steps(graph)[0]:
+        for output, name in step.over.items():
+            held[output] = held.pop(name)
+        for name, size in step.taken:
+            held[name] = arena.allocate(size)
+            alive += held[name].size
         most = max(most, alive)
-        for name in [n for n in held if last.get(n, at) <= at and n not in given]:
+        for name in step.freed:
             alive -= held[name].size
             arena.release(held.pop(name))
-        steps.append(made)
     arena.allocate(most)
     return arena.touched

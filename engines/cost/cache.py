@@ -1,26 +1,35 @@
-"""What a node finds outside the processor's own cache when a graph runs again and again: its code, and what it reads.
+"""What a node finds outside the processor's own cache when a graph runs again and again.
 
-By reuse distance: something is gone once it and what was moved since its last use are more than the cache holds.
+A second-level cache that forgets what was not used for longest is played through: weights by name, activations by the
+address that onnxruntime's plan gives them (engines/cost/buffers.py), so that a tensor in a place just left finds it.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 
-from engines.cost.graph import Graph, Op
+from engines.cost.buffers import places
+from engines.cost.graph import Graph, Tensor
 from engines.cost.operations import VIEWS
+from engines.cost.probes import PRODUCTS
 
 _LEVEL_2 = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")
 TYPICAL = 1 << 20  # bytes of a core's second-level cache where the system does not say
+PAGE = 4096  # bytes that are kept or forgotten together
 
 
 @dataclass(frozen=True)
 class Cold:
-    """`code`: whether the kernel's instructions are gone; `nbytes` of what the node reads or writes that are gone."""
+    """`moved`: bytes since the last node of its kind, of a run's at most. What is gone: `weight`, share of a product's
+    weight; bytes that the node reads (`read`, without that weight) and writes (`written`)."""
 
-    code: bool
-    nbytes: int
+    moved: int = 0
+    weight: float = 0.0
+    read: int = 0
+    written: int = 0
 
 
 def capacity() -> int:
@@ -32,39 +41,69 @@ def capacity() -> int:
         return TYPICAL
 
 
+class _Cache:
+    """Keys with their bytes, the one used last at the end."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.used = size, 0
+        self.kept: OrderedDict[Hashable, int] = OrderedDict()
+
+    def use(self, key: Hashable, nbytes: int) -> bool:
+        """Whether it was there; it is afterwards, and the oldest keys are not."""
+        there = key in self.kept
+        if there:
+            self.kept.move_to_end(key)
+        else:
+            self.kept[key] = nbytes
+            self.used += nbytes
+        while self.used > self.size:
+            self.used -= self.kept.popitem(last=False)[1]
+        return there
+
+
 def cold(graph: Graph, size: int) -> list[Cold]:
     """For every op of the graph, in its order, in a run that follows another one, with a cache of `size` bytes.
 
-    What a node writes takes the place of older tensors, which are outside where the run goes through more than the
-    cache holds. Tensors of more than half the cache are left out: they never stay, and the micro-benchmark of such a
-    size has seen that already.
+    Bytes of tensors of more than half the cache are left out, but for weights of products: such tensors never stay,
+    and the micro-benchmark of such a size has seen that already.
     """
-    moved = 0
-    evicting = working_set(graph) > size
-    tensors: dict[str, int] = {}
-    kinds: dict[str, int] = {}
+    cache, block = _Cache(size), places(graph)
+    most = working_set(graph)
+    moved, kinds = 0, dict[str, int]()
     found: list[Cold] = []
     for _ in range(2):  # the first run only fills the cache
         found = []
         for op in graph.ops:
-            gone = sum(
-                t.nbytes
-                for t in op.inputs
-                if t is not None and t.nbytes <= size // 2 and moved - tensors.get(t.name, -size - 1) + t.nbytes > size
-            )
-            if evicting:
-                gone += sum(t.nbytes for t in op.outputs if t.nbytes <= size // 2)
-            quiet = op.kind in VIEWS
-            found.append(Cold(moved - kinds.get(op.title, -size - 1) > size, 0 if quiet else gone))
-            moved += 0 if quiet else touched(op)
+            since = min(moved - kinds.get(op.title, 0), most)
+            weight, read, written = 0.0, 0, 0
+            if op.kind not in VIEWS:
+                for i, t in enumerate(op.inputs):
+                    if t is None or not t.nbytes:
+                        continue
+                    gone = _gone(cache, t, block)
+                    if i == 1 and t.stored and op.title in PRODUCTS:
+                        weight = gone / t.nbytes
+                    elif t.nbytes <= size // 2:
+                        read += gone
+                written = sum(g for t in op.outputs if (g := _gone(cache, t, block)) and t.nbytes <= size // 2)
+                moved += sum(t.nbytes for t in (*op.inputs, *op.outputs) if t is not None)
             kinds[op.title] = moved
-            tensors.update({t.name: moved for t in (*op.inputs, *op.outputs) if t is not None})
+            found.append(Cold(since, weight, read, written))
     return found
 
 
-def touched(op: Op) -> int:
-    """Bytes of all that the node reads and writes."""
-    return sum(t.nbytes for t in (*op.inputs, *op.outputs) if t is not None)
+def _gone(cache: _Cache, tensor: Tensor, block: dict[str, int]) -> int:
+    """Use all of a tensor; bytes of it that were not in the cache."""
+    if tensor.nbytes > cache.size:  # runs through: only its end stays
+        count, gone = cache.size // PAGE, tensor.nbytes
+    else:
+        count, gone = -(-tensor.nbytes // PAGE), 0
+    offset = block.get(tensor.name)
+    missed = 0
+    for i in range(count):
+        key = (tensor.name, i) if offset is None else ("", offset // PAGE + i)
+        missed += not cache.use(key, min(PAGE, tensor.nbytes))
+    return gone or tensor.nbytes * missed // max(count, 1)
 
 
 def working_set(graph: Graph) -> int:

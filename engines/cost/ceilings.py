@@ -13,8 +13,9 @@ import json
 import math
 import os
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,37 @@ import numpy as np
 
 from artifact.files import write_json
 from engines.cost.cache import Cold
-from engines.cost.probes import CALL, COLD, COPIED, COPY, EMPTY, HOT, LAUNCH, Class, Point, axes, build
+from engines.cost.probes import (
+    BETWEEN,
+    CALL,
+    COLD,
+    COPY,
+    EMPTY,
+    GAP,
+    HOT,
+    KINDS,
+    LAUNCH,
+    MOVED,
+    MOVERS,
+    OTHERS,
+    READ,
+    TIMES,
+    WAKE,
+    WAKES,
+    Class,
+    Point,
+    axes,
+    build,
+)
 
-FORMAT = 1
+FORMAT = 2
 ROUNDS = 3
-RUNS = 5  # timed runs of a probe in each round, after one that is not timed; their median counts
+RUNS = 5  # timed runs of a probe in each round; their median counts
+WARM_UP = 2  # runs before those: in its second one a session takes the memory that it keeps
+PAIRS = 15  # of runs whose small differences are wanted
 ENOUGH_S = 0.06  # of timed runs; a longer one is not repeated in a round
-ALWAYS = (LAUNCH, CALL, COPY)
-_OTHER_DATA = 1 << 19  # float64 numbers that are run through to put code and data out of a core's cache: 4 MiB
+ALWAYS = (LAUNCH, WAKE, GAP, CALL, READ, COPY)
+OTHER_DATA = 1 << 19  # float64 numbers that are run through to put code and data out of a core's cache: 4 MiB
 
 Progress = Callable[[int, int], None]
 
@@ -77,29 +101,46 @@ class Ceilings:
         """
         points = [(k, p) for k in sorted(set(keys) - set(ALWAYS)) for p in grid(k)]
         for i in range(rounds):
-            empty = {p: _seconds(EMPTY, (16,), self.threads, 0, evict=p == COLD)[0] for p in (HOT, COLD)}
+            empty = _seconds(EMPTY, (16,), self.threads, 0)[0]
+            shape = (_seconds(EMPTY, (16,), self.threads, 16)[0] - empty) / 16
             for state in (HOT, COLD):
-                taken, count = _seconds(LAUNCH, state, self.threads, evict=state == COLD)
-                self._keep(LAUNCH, state, (taken - empty[state]) / count)
-                self._keep(CALL, state, empty[state])
-            for size in COPIED:
-                self._keep(COPY, (size,), _copying(size, self.threads))
-            for j, (key, point) in enumerate(points):
-                taken, count = _seconds(key, point, self.threads)
-                self._keep(key, point, (taken - empty[HOT]) / count)
+                self.keep(CALL, state, _calling(self.threads, evict=state == COLD))
+            self._keep_launches()
+            self._keep_wakes()
+            moving = [(key, (size,)) for key, size in itertools.product((READ, COPY), MOVED)]
+            for j, (key, point) in enumerate([*moving, *points]):
+                taken, count, shapes = _seconds(key, point, self.threads)
+                self.keep(key, point, (taken - empty - shapes * shape) / count)
                 if progress:
-                    progress(i * len(points) + j + 1, rounds * len(points))
+                    progress(i * (len(moving) + len(points)) + j + 1, rounds * (len(moving) + len(points)))
 
-    def _keep(self, key: str, point: Point, seconds: float) -> None:
+    def _keep_launches(self) -> None:
+        """What nodes cost beyond their elements, and how much more where others run between them.
+
+        Both the tiny nodes and those that move data suffer from each other: either half of them half of it.
+        """
+        tiny = {p: _beside(LAUNCH, MOVERS, p, self.threads)[0] / (TIMES * KINDS) for p in grid(LAUNCH)}
+        for point, each in tiny.items():
+            self.keep(LAUNCH, point, (tiny[(BETWEEN[0],)] + each) / 2)
+
+    def _keep_wakes(self) -> None:
+        """What a product and the others around it lose by each other, and how long the others are."""
+        found = {p: _beside(WAKE, GAP, p, self.threads) for p in grid(WAKE)}
+        for point, (product, others) in found.items():
+            self.keep(WAKE, point, (product - found[(OTHERS[0],)][0]) / WAKES)
+            self.keep(GAP, point, others / WAKES)
+
+    def keep(self, key: str, point: Point, seconds: float) -> None:
+        """Another value of a round."""
         taken = self._taken.setdefault((key, point), [])
         taken.append(max(seconds, 1e-8))
         self.seconds.setdefault(key, {})[point] = statistics.median(taken)
 
     def time(self, work: Class) -> float:
-        """Seconds of a node. Raises KeyError where its key is not measured.
+        """Seconds of a node with all at hand that it needs.
 
         Between grid points linear in logarithms; beyond the largest in proportion, below the smallest as the smallest.
-        A node of several units is launched once; a launch costs what it does in a chain of nodes of many kinds.
+        A node of several units is launched once. Raises KeyError where the key is not measured.
         """
         known, sizes = self.seconds[work.key], axes(work.key)
         inside = [min(max(p, axis[0]), axis[-1]) for p, axis in zip(work.point, sizes, strict=True)]
@@ -108,22 +149,43 @@ class Ceilings:
             beyond = max(1.0, work.point[0] / sizes[0][-1])
         least = min(known.values())  # of a node beside its like, whose code is at hand
         beside = math.exp(_between(known, sizes, inside)) * beyond - least
-        return max(self.seconds[LAUNCH][HOT], least) + work.times * max(beside, 0.0)
+        return max(self.launch(0), least) + work.times * max(beside, 0.0)
+
+    def launch(self, moved: int) -> float:
+        """Seconds that a node takes before its first element where so many bytes were moved since its kind ran last."""
+        known, each = self.seconds[LAUNCH], min(moved // KINDS, BETWEEN[-1])
+        least, times = 0.0, []
+        for size in BETWEEN:
+            least = max(least, known[(size,)])  # never cheaper for having been forgotten
+            times.append(least)
+        return float(np.interp(math.log1p(each), [math.log1p(b) for b in BETWEEN], times))
+
+    def wake(self, gap: float) -> float:
+        """Seconds that a product and `gap` seconds of other nodes before it take longer than each beside its like."""
+        most, times = 0.0, []
+        for count in OTHERS:
+            most = max(most, self.seconds[WAKE][(count,)])
+            times.append(most)
+        return float(np.interp(gap, [self.seconds[GAP][(count,)] for count in OTHERS], times))
 
     def more(self, cold: Cold, working_set: int) -> float:
-        """Seconds on top of `time` for a node whose code or data are outside the core's cache.
+        """Seconds on top of `time` for a node whose code or data are outside the core's caches.
 
-        Data come at the speed of a copy as large as the `working_set`, in bytes, instead of one that fits the cache.
+        Data come and go at the speed of as many bytes as the `working_set` has, instead of that within the cache.
         """
-        launch, copies = self.seconds[LAUNCH], self.seconds[COPY]
-        near = min(copies[(size,)] / size for size in COPIED)
-        size = min(max(working_set, COPIED[0]), COPIED[-1])
-        far = math.exp(_between(copies, (COPIED,), [size])) / size
-        code = max(launch[COLD] - launch[HOT], 0.0) if cold.code else 0.0
-        return code + cold.nbytes * max(far - near, 0.0) / 2  # a copy reads and writes
+        read, both = (self._farther(key, working_set) for key in (READ, COPY))
+        started = self.launch(cold.moved) - self.launch(0)
+        return started + cold.read * read + cold.written * max(both - read, 0.0)
+
+    def _farther(self, key: str, size: int) -> float:
+        """Seconds a byte that it takes longer than within the cache."""
+        known = self.seconds[key]
+        near = min(known[(n,)] / n for n in MOVED)
+        size = min(max(size, MOVED[0]), MOVED[-1])
+        return max(math.exp(_between(known, (MOVED,), [size])) / size - near, 0.0)
 
 
-def _between(known: dict[Point, float], sizes: tuple[Point, ...], at: list[int]) -> float:
+def _between(known: dict[Point, float], sizes: tuple[Point, ...], at: Sequence[float]) -> float:
     """log of the time at `at`, by linear interpolation in logarithms over the grid cell around it."""
     edges = []
     for value, axis in zip(at, sizes, strict=True):
@@ -161,49 +223,68 @@ def path(threads: int | None) -> Path:
     return root / "svdq-edge" / f"ceilings-{name}.json"
 
 
-def _copying(size: int, threads: int | None) -> float:
-    """The median time of a copy of so many bytes."""
-    source = np.zeros(size // 8)
-    target = np.zeros_like(source)
-    clock, taken = _clock(threads), list[float]()
-    np.copyto(target, source)
-    for _ in range(RUNS):
-        start = clock()
-        np.copyto(target, source)
-        taken.append(clock() - start)
-    return statistics.median(taken)
+def _calling(threads: int | None, evict: bool) -> float:
+    """The median time of a call of a graph without a node."""
+    from engines.session import Session
+
+    model, feeds, _, _ = build(EMPTY, (16,), 0)
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "empty.onnx"
+        path.write_bytes(model)
+        session = Session(path, "empty", threads).open()
+        return _timed(lambda: session.run(feeds), threads, evict)
 
 
 def _clock(threads: int | None) -> Callable[[], float]:
     return time.thread_time if threads == 1 else time.perf_counter
 
 
-def _seconds(
-    key: str, point: Point, threads: int | None, copies: int | None = None, evict: bool = False
-) -> tuple[float, int]:
-    """The median time of a run of the probe, and its number of nodes; with `evict`, other data are used before it."""
-    session, feeds, count = _session(key, point, threads, copies)
+def _beside(key: str, without: str, point: Point, threads: int | None) -> tuple[float, float]:
+    """The median time that the one graph takes more than the other, run in turn on the same data, and of the other."""
+    mixed, feeds, _, _ = _session(key, point, threads, None)
+    alone = _session(without, point, threads, None)[0]
+    shared = {i.name: feeds[i.name] for i in alone.get_inputs()}
+    clock, more, other = _clock(threads), list[float](), list[float]()
+    for _ in range(WARM_UP + PAIRS):
+        start = clock()
+        alone.run(None, shared)
+        between = clock()
+        mixed.run(None, feeds)
+        other.append(between - start)
+        more.append(clock() - between - other[-1])
+    return statistics.median(more[WARM_UP:]), statistics.median(other[WARM_UP:])
+
+
+def _seconds(key: str, point: Point, threads: int | None, copies: int | None = None) -> tuple[float, int, int]:
+    """The median time of a run of the probe, its number of nodes, and those of Shape beside them."""
+    session, feeds, count, shapes = _session(key, point, threads, copies)
+    return _timed(lambda: session.run(None, feeds), threads), count, shapes
+
+
+def _timed(run: Callable[[], object], threads: int | None, evict: bool = False) -> float:
+    """The median of some runs after those that warm up; with `evict`, other data are used before each."""
     clock, taken = _clock(threads), list[float]()
-    other = np.zeros(_OTHER_DATA) if evict else None
-    session.run(None, feeds)
+    other = np.zeros(OTHER_DATA) if evict else None
+    for _ in range(WARM_UP):
+        run()
     for _ in range(RUNS):
         if other is not None:
             other += 1.0
         start = clock()
-        session.run(None, feeds)
+        run()
         taken.append(clock() - start)
         if sum(taken) > ENOUGH_S:
             break
-    return statistics.median(taken), count
+    return statistics.median(taken)
 
 
 def _session(key: str, point: Point, threads: int | None, copies: int | None) -> Any:
     import onnxruntime as ort
 
-    model, feeds, count = build(key, point, copies)
+    model, feeds, count, shapes = build(key, point, copies)
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if threads:
         options.intra_op_num_threads = threads
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"]), feeds, count
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"]), feeds, count, shapes

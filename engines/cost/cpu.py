@@ -9,14 +9,15 @@ from engines.cost.cache import capacity, cold, working_set
 from engines.cost.ceilings import Ceilings
 from engines.cost.graph import Graph
 from engines.cost.optimised import optimised as graph
-from engines.cost.probes import CALL, COLD, HOT, LAUNCH, classify
+from engines.cost.probes import CALL, COLD, HOT, classify, is_wide, streamed
 
 __all__ = ["assumptions", "graph", "keys", "seconds"]
 
 
 def keys(graphs: Iterable[Graph]) -> set[str]:
     """The kinds of work that the graphs ask the ceilings for."""
-    return {c.key for g in graphs for op in g.ops if (c := classify(op)) is not None}
+    plain = {c for g in graphs for op in g.ops if (c := classify(op)) is not None}
+    return {c.key for c in plain} | {s.key for c in plain if (s := streamed(c)) is not None}
 
 
 def seconds(graph: Graph, ceilings: Ceilings) -> tuple[float, dict[str, int]]:
@@ -24,14 +25,23 @@ def seconds(graph: Graph, ceilings: Ceilings) -> tuple[float, dict[str, int]]:
 
     Those cost a launch each. Raises KeyError where the ceilings lack a kind that the graph has.
     """
-    total, other = ceilings.seconds[CALL][COLD], Counter[str]()
-    size = working_set(graph)
-    for op, away in zip(graph.ops, cold(graph, capacity()), strict=True):
+    size, other = working_set(graph), Counter[str]()
+    total = ceilings.seconds[CALL][COLD if size > capacity() else HOT]
+    gap = 0.0  # since the last product
+    for op, gone in zip(graph.ops, cold(graph, capacity()), strict=True):
         kind = classify(op)
         if kind is None:
             other[op.title] += 1
-        total += ceilings.seconds[LAUNCH][HOT] if kind is None else ceilings.time(kind)
-        total += ceilings.more(away, size)
+        near = ceilings.launch(0) if kind is None else ceilings.time(kind)
+        taken = near + ceilings.more(gone, size)
+        far = streamed(kind) if kind is not None and gone.weight else None
+        if far is not None:
+            taken += gone.weight * (ceilings.time(far) - near)
+        if kind is not None and is_wide(kind):
+            taken, gap = taken + ceilings.wake(gap), 0.0
+        else:
+            gap += taken
+        total += taken
     return total, dict(other)
 
 
@@ -45,5 +55,5 @@ def assumptions(ceilings: Ceilings | None) -> list[str]:
         f"machine, interpolated between generic sizes (threads: {threads}), and more for code and data that the "
         "cache cannot have kept.",
         "Memory: weights as they are read and as onnxruntime keeps them, and what its arena grows by; without Python.",
-        "Host work (tokeniser, scheduler, picture) is not counted.",
+        "Host work (tokeniser, scheduler, picture) was measured with graphs that answer at once.",
     ]

@@ -26,7 +26,8 @@ _INTEGERS = frozenset({"INT64", "INT32", "BOOL", "UINT8", "INT8"})
 
 @dataclass(frozen=True)
 class Tensor:
-    """A value of the graph. `dtype`: ONNX's name, such as "FLOAT16". `constant`: it does not depend on any input.
+    """A value of the graph. `dtype`: ONNX's name, such as "FLOAT16". `constant`: it does not depend on any input, and
+    `stored`: it is an initializer.
 
     `shape` is None where it could not be inferred, which is told and never taken for nothing.
     """
@@ -35,6 +36,7 @@ class Tensor:
     shape: Shape | None
     dtype: str
     constant: bool = False
+    stored: bool = False
 
     @property
     def elements(self) -> int:
@@ -134,6 +136,7 @@ class _Walk:
         self.types: dict[str, Any] = {}
         self.values: dict[str, Any] = {}  # TensorProto by name
         self.constants: set[str] = set()
+        self.stored: set[str] = set()
         self.shapes = shapes
 
     def graph(self) -> Graph:
@@ -147,6 +150,7 @@ class _Walk:
     def _weight(self, tensor: Any) -> Tensor:
         self.types[tensor.name] = self.onnx.helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
         self.constants.add(tensor.name)
+        self.stored.add(tensor.name)
         if math.prod(tensor.dims) <= SMALL:
             value = self._small(tensor)
             if value is not None:
@@ -184,12 +188,13 @@ class _Walk:
     def _tensor(self, name: str) -> Tensor:
         kind = self.types.get(name)
         if kind is None or not kind.HasField("tensor_type"):
-            return Tensor(name, None, "UNDEFINED", name in self.constants)
+            return Tensor(name, None, "UNDEFINED", name in self.constants, name in self.stored)
         tensor = kind.tensor_type
         dims = [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
         known = tensor.HasField("shape") and None not in dims
         dtype = self.onnx.TensorProto.DataType.Name(tensor.elem_type)
-        return Tensor(name, tuple(d for d in dims if d is not None) if known else None, dtype, name in self.constants)
+        shape = tuple(d for d in dims if d is not None) if known else None
+        return Tensor(name, shape, dtype, name in self.constants, name in self.stored)
 
     def _op(self, node: Any) -> Op:
         helper = self.onnx.helper

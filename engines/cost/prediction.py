@@ -11,7 +11,7 @@ from typing import Any
 from artifact.errors import UserError
 from artifact.manifest import Artifact
 from engines import machine
-from engines.cost import cpu, roofline
+from engines.cost import cpu, host, roofline
 from engines.cost.arena import grown_bytes
 from engines.cost.ceilings import Ceilings
 from engines.cost.graph import Graph, Shape, read
@@ -23,7 +23,7 @@ from engines.shapes import input_shapes
 from engines.sizes import model_bytes
 from engines.targets import Target
 
-FORMAT = 1
+FORMAT = 2
 CONTEXT_BYTES = 400_000_000  # CUDA context, TensorRT's own libraries, the plugin's module: assumed
 CPU_BAND = 0.25  # bench/predict.py's bound on the deviation from measured latency
 
@@ -113,7 +113,8 @@ class Forms:
 @dataclass(frozen=True)
 class Prediction:
     """A preset on a target. `fits`: "resident" (all components at once), "pipelined" (the denoiser and one more),
-    "no", or None where the target's memory is not known. Bytes include what the runtime takes."""
+    "no", or None where the target's memory is not known. Bytes include what the runtime takes. `host_ms` of the image
+    pass between the graphs; None where that is not counted."""
 
     target: str
     preset: str
@@ -122,6 +123,7 @@ class Prediction:
     steps: int
     batch: int
     components: tuple[Component, ...]
+    host_ms: Band | None
     image_ms: Band | None
     resident_bytes: int
     pipelined_bytes: int
@@ -165,15 +167,17 @@ def predict(
         for name, count in calls_per_image(artifact, steps).items()
     )
     bands = [c.call_ms.times(c.calls) for c in components if c.call_ms is not None]
-    image = sum(bands, Band(0.0, 0.0, 0.0)) if len(bands) == len(components) else None
     is_cpu = target.compute_capability is None
+    between = _host_band(artifact, (batch, height, width), steps, ceilings) if is_cpu else None
+    known = len(bands) == len(components) and (between is not None or not is_cpu)
+    image = sum(bands, between or Band(0.0, 0.0, 0.0)) if known else None
     base = 0 if is_cpu else CONTEXT_BYTES
     resident = base + sum(c.memory_bytes for c in components)
     denoiser = next(c for c in components if c.role == "denoiser")
     pipelined = base + denoiser.memory_bytes + max(c.memory_bytes for c in components if c is not denoiser)
     usable = _usable_bytes(target)
     return Prediction(
-        target.name, preset, height, width, steps, batch, components, image, resident, pipelined, usable,
+        target.name, preset, height, width, steps, batch, components, between, image, resident, pipelined, usable,
         fits(resident, pipelined, usable), tuple(_assumptions(target, ceilings, components)),
         tuple(sorted(target.unverified & _FIGURES)),
     )  # fmt: skip
@@ -258,6 +262,12 @@ def _cpu_band(graph: Graph, ceilings: Ceilings | None) -> tuple[Band | None, dic
         return None, {}
     seconds, uncounted = cpu.seconds(graph, ceilings)
     return Band(seconds * (1 - CPU_BAND), seconds, seconds * (1 + CPU_BAND)), uncounted
+
+
+def _host_band(artifact: Artifact, size: host.Size, steps: int, ceilings: Ceilings | None) -> Band | None:
+    """In milliseconds."""
+    seconds = None if ceilings is None else host.seconds(ceilings, host.key(artifact, size), steps)
+    return None if seconds is None else Band(1 - CPU_BAND, 1.0, 1 + CPU_BAND).times(1e3 * seconds)
 
 
 def _gpu_band(form: Form, target: Target) -> Band:

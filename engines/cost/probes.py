@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,14 +34,19 @@ COPIES = frozenset({"Transpose", "Concat", "Split", "Slice", "Gather", "Expand",
 LAYOUTS = frozenset({"com.microsoft.nchwc.ReorderInput", "com.microsoft.nchwc.ReorderOutput",
                      "com.microsoft.nchwc.Upsample", "Resize"})  # fmt: skip
 VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten", "Shape"})
+PRODUCTS = frozenset({"MatMul", "Gemm", "com.microsoft.FusedMatMul"})
 CONVOLUTIONS = frozenset({"Conv", "com.microsoft.nchwc.Conv", "com.microsoft.FusedConv"})
 TINY = 64  # elements up to which a node costs its launch alone, whatever its type
 
 ELEMENTS = (16, 1024, 1 << 14, 1 << 16, 1 << 18, 1 << 22)
-INNER = (16, 256)
+INNER = (1, 16, 256)
 LEFT_ROWS, DEPTH, COLUMNS = (1, 16, 64, 256), (16, 64, 256, 2048), (16, 64, 256, 2048)
 PIXELS, CHANNELS = (64, 1024, 4096), (16, 32, 64, 256)
-COPIED = (1 << 17, 1 << 20, 1 << 23, 1 << 26, 1 << 28)
+MOVED = (1 << 17, 1 << 20, 1 << 23, 1 << 26, 1 << 28)
+STEPS = (2, 5)  # of the images whose host work is measured (engines/cost/host.py)
+# Elements of all weights of a product's probe that streams them: 16 MiB, more than a core's own caches hold, and more
+# pages than it keeps the addresses of.
+WEIGHTS = 1 << 22
 BLOCK = 64  # group of a blocked weight
 
 
@@ -57,10 +62,16 @@ class Class:
 def axes(key: str) -> tuple[Point, ...]:
     """Grid sizes along every axis of the key's `point`."""
     kind, variant = key.split("|")[:2]
-    if key in (LAUNCH, CALL):
+    if key in (LAUNCH, MOVERS):
+        return (BETWEEN,)
+    if key in (WAKE, GAP):
+        return (OTHERS,)
+    if kind == "host":
+        return (STEPS,)
+    if key == CALL:
         return ((0, 1),)
-    if key == COPY:
-        return (COPIED,)
+    if key in (READ, COPY):
+        return (MOVED,)
     if kind == "product":
         return LEFT_ROWS, DEPTH, COLUMNS
     if kind in CONVOLUTIONS:
@@ -82,7 +93,7 @@ def classify(op: Op) -> Class | None:
         return Class(f"{kind}|", (16,))
     size = max(t.elements for t in (*given, *op.outputs))
     dtype = "FLOAT" if size <= TINY or not given else given[-1 if kind == "Where" else 0].dtype
-    if kind in ("MatMul", "Gemm", "com.microsoft.FusedMatMul"):
+    if kind in PRODUCTS:
         return _product(op)
     if kind in CONVOLUTIONS:
         return _convolution(op)
@@ -107,6 +118,20 @@ def classify(op: Op) -> Class | None:
     if kind in LAYOUTS:
         return Class(f"{kind}||{dtype}", (out.elements,))
     return None
+
+
+def streamed(work: Class) -> Class | None:
+    """The same product with its weight from outside the cache; None where nothing of that kind is measured."""
+    kind, variant, types = (*work.key.split("|"), "")[:3]
+    if kind != "product" or variant != "constant":
+        return None
+    return replace(work, key=f"product|streamed|{types}")
+
+
+def is_wide(work: Class) -> bool:
+    """Whether the kernel computes in the widest vectors: products and convolutions."""
+    kind = work.key.split("|")[0]
+    return kind == "product" or kind in CONVOLUTIONS
 
 
 def _last(tensor: Tensor) -> int:
@@ -170,8 +195,8 @@ def _product(op: Op) -> Class:
     product = counted.products[0]
     right = op.inputs[1]
     assert right is not None
-    turned = "T" if op.attributes.get("transB") and not right.constant else ""
-    side = "constant" if right.constant else "computed"
+    turned = "T" if op.attributes.get("transB") and not right.stored else ""
+    side = "constant" if right.stored else "computed"  # onnxruntime packs initializers when it opens the graph
     return Class(f"product|{side}{turned}|{product.left}", (product.m, product.k, product.n), product.batch)
 
 
@@ -190,26 +215,45 @@ def _convolution(op: Op) -> Class:
 
 
 EMPTY = "Shape|"  # with no copies: what a run costs before its first node
-# A chain of tiny nodes, each of another kind: what a node costs before its first element. Point 0: with the kernels'
-# code at hand; 1: after other data have taken its place.
-LAUNCH = "launch|"
-HOT, COLD = (0,), (1,)
-CALL = "call|"  # a call of a graph without a node, likewise hot and cold
-COPY = "copy|"  # numpy's copy of that many bytes
+# A chain of tiny nodes of many kinds, with a node that reads and writes so many bytes before each of them, and those
+# nodes alone. The difference tells what a node costs before its first element: the more was moved since a kernel ran
+# last, the farther away are its code and what onnxruntime holds of the node.
+LAUNCH, MOVERS = "launch|", "movers|"
+BETWEEN = (0, 1 << 13, 1 << 15, 1 << 17, 1 << 19)
+TIMES = 4  # that the chain goes through all kinds
+_APART = 1 << 24  # bytes of different data that are moved
+# A small product after so many elementwise nodes, and those alone: the widest vector units slow down what runs beside
+# them, and take a while to be ready again.
+WAKE, GAP = "wake|", "gap|"
+OTHERS = (0, 4, 16, 64)
+WAKES = 8  # products in such a graph
+CALL = "call|"  # engines/session.py's call of a graph without a node
+HOT, COLD = (0,), (1,)  # with all at hand, and after other data have taken its place
+# The largest number of so many bytes; their negation, which writes as many. With the stores of onnxruntime's kernels:
+# a plain copy of such a size goes past the caches and is twice as fast.
+READ, COPY = "read|", "copy|"
 _CHAIN = ("Add", "Neg", "Transpose", "Mul", "Softmax", "Reshape", "Sigmoid", "Concat", "Sub", "ReduceMax", "Cast",
           "Slice", "Tanh", "Div", "Unsqueeze", "Sqrt", "LayerNormalization", "Split", "Max", "Exp", "Gather", "Min",
           "Abs", "MatMul", "Expand", "Where")  # fmt: skip
+KINDS = len(_CHAIN)
 
 
-def build(key: str, point: Point, copies: int | None = None) -> tuple[bytes, dict[str, np.ndarray], int]:
-    """A serialised graph of equal nodes for this grid point, its feeds, and how many nodes it has."""
+def build(key: str, point: Point, copies: int | None = None) -> tuple[bytes, dict[str, np.ndarray], int, int]:
+    """A serialised graph of equal nodes for this grid point, its feeds, how many nodes it has, and how many of Shape.
+
+    Shape reads every output, so that the next node finds the buffer free: what nobody reads keeps its own.
+    """
     from onnx import TensorProto, helper, numpy_helper
 
     kind, variant, types = (*key.split("|"), "")[:3]
     copies = _copies(key, point) if copies is None else copies
     probe = _Probe(types.split(">")[0] or "FLOAT")
     _maker(kind)(probe, kind, variant, types, point, copies)
-    copies = len(probe.nodes)
+    count = len(probe.nodes)
+    four_bit = kind == "QuantizeLinear" and types.endswith("INT4")  # Shape does not read these
+    if kind not in VIEWS and key not in (LAUNCH, MOVERS) and not four_bit:
+        probe.nodes = [each for node in probe.nodes for each in (node, *(
+            helper.make_node("Shape", [name], [f"{name}_read"]) for name in node.output))]  # fmt: skip
     probe.nodes.append(helper.make_node("Shape", [next(iter(probe.feeds))], ["done"]))  # an output of next to no cost
     graph = helper.make_graph(
         probe.nodes, "probe",
@@ -220,12 +264,20 @@ def build(key: str, point: Point, copies: int | None = None) -> tuple[bytes, dic
     )  # fmt: skip
     opsets = [("", 21), ("com.microsoft", 1), ("com.microsoft.nchwc", 1)]
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid(*o) for o in opsets], ir_version=10)
-    return model.SerializeToString(), probe.feeds, copies
+    return model.SerializeToString(), probe.feeds, count, len(probe.nodes) - 1 - count
 
 
 def _copies(key: str, point: Point) -> int:
     """Many of small nodes, so that what surrounds them is small; of products no more weights than a cache holds."""
-    kind = key.split("|")[0]
+    kind, variant = key.split("|")[:2]
+    if key in (LAUNCH, MOVERS):
+        return TIMES
+    if key in (WAKE, GAP):
+        return WAKES
+    if key in (READ, COPY):
+        return 4 if point[0] <= MOVED[0] else 1
+    if variant == "streamed":
+        return max(1, min(256, WEIGHTS // (point[1] * point[2])))
     if kind == "product":
         return max(1, min(16, (1 << 17) // (point[1] * point[2])))
     if kind in CONVOLUTIONS:
@@ -246,15 +298,15 @@ class _Probe:
         self.protos: list[Any] = []
         self.pattern = np.random.default_rng(0).random(4099, np.float32) * 0.9 + 0.05
 
-    def values(self, shape: Point, dtype: Any = None) -> np.ndarray:
-        """Positive numbers below 1, or ones for integers."""
+    def values(self, shape: Point, dtype: Any = None, signed: bool = False) -> np.ndarray:
+        """Positive numbers below 1, or of both signs below a half, or ones for integers."""
         dtype = dtype or self.dtype
         if np.dtype(dtype).kind in "iub":
             return np.ones(shape, dtype)
-        return np.resize(self.pattern, shape).astype(dtype)
+        return np.resize(self.pattern - 0.5 if signed else self.pattern, shape).astype(dtype)
 
-    def feed(self, name: str, shape: Point, dtype: Any = None) -> str:
-        self.feeds[name] = self.values(shape, dtype)
+    def feed(self, name: str, shape: Point, dtype: Any = None, signed: bool = False) -> str:
+        self.feeds[name] = self.values(shape, dtype, signed)
         return name
 
     def constant(self, name: str, value: np.ndarray) -> str:
@@ -276,7 +328,9 @@ def _maker(kind: str) -> Maker:
     makers: list[tuple[Any, Maker]] = [
         (VIEWS, _make_view), (UNARY, _make_unary), (BINARY, _make_binary), (ROWS, _make_rows), (COPIES, _make_copy),
         (LAYOUTS, _make_layout), (CONVOLUTIONS, _make_convolution), ({"product"}, _make_product),
-        ({"Cast"}, _make_cast), ({"launch"}, _make_chain), ({"QuantizeLinear", "DequantizeLinear"}, _make_qdq),
+        ({"Cast"}, _make_cast), ({"launch", "movers"}, _make_chain), ({"read", "copy"}, _make_moving),
+        ({"wake", "gap"}, _make_waking),
+        ({"QuantizeLinear", "DequantizeLinear"}, _make_qdq),
     ]  # fmt: skip
     return next(make for kinds, make in makers if kind in kinds)
 
@@ -287,7 +341,9 @@ def _rows(point: Point) -> Point:
 
 
 def _make_chain(p: _Probe, kind: str, variant: str, types: str, point: Point, copies: int) -> None:
-    """A tiny node of every kind: no neighbour's code is of use."""
+    """A tiny node of every kind: no neighbour's code is of use. Different data are moved before each."""
+    each = point[0] // 8
+    moved = [p.feed(f"moved{i}", (each,)) for i in range(min(_APART // (4 * each), copies * KINDS))] if each else []
     x = p.feed("x", (4, 4))
     y, c = p.feed("y", (4, 4)), p.feed("c", (4, 4), np.bool_)
     ints = {name: p.constant(name, np.array(v, np.int64)) for name, v in
@@ -302,9 +358,27 @@ def _make_chain(p: _Probe, kind: str, variant: str, types: str, point: Point, co
     extra: dict[str, dict[str, Any]] = {
         "Concat": {"axis": 0}, "Split": {"num_outputs": 2}, "Cast": {"to": 10}, "Transpose": {"perm": [1, 0]}
     }  # fmt: skip
-    for kind in _CHAIN:
-        inputs = given.get(kind, [x, y] if kind in binary else [x])
-        p.node(kind, inputs, 2 if kind == "Split" else 1, **extra.get(kind, {}))
+    for i, each_kind in enumerate(_CHAIN * copies):
+        if moved:
+            p.node("Neg", [moved[i % len(moved)]])
+        if kind == "launch":
+            inputs = given.get(each_kind, [x, y] if each_kind in binary else [x])
+            p.node(each_kind, inputs, 2 if each_kind == "Split" else 1, **extra.get(each_kind, {}))
+
+
+def _make_moving(p: _Probe, kind: str, variant: str, types: str, point: Point, copies: int) -> None:
+    x = p.feed("x", (point[0] // 4,))
+    for _ in range(copies):
+        p.node(*(("ReduceMax", [x]) if kind == "read" else ("Neg", [x])))
+
+
+def _make_waking(p: _Probe, kind: str, variant: str, types: str, point: Point, copies: int) -> None:
+    x, a, b = p.feed("x", (1 << 13,), signed=True), p.feed("a", (64, 64)), p.constant("b", p.values((64, 64)))
+    for _ in range(copies):
+        for i in range(point[0]):
+            p.node(("Neg", "Sigmoid")[i % 2], [x])
+        if kind == "wake":
+            p.node("MatMul", [a, b])
 
 
 def _make_view(p: _Probe, kind: str, variant: str, types: str, point: Point, copies: int) -> None:
@@ -316,8 +390,9 @@ def _make_view(p: _Probe, kind: str, variant: str, types: str, point: Point, cop
 
 
 def _make_unary(p: _Probe, kind: str, variant: str, types: str, point: Point, copies: int) -> None:
-    x = p.feed("x", (point[0],))
-    more = [p.constant("low", p.values(()) * 0), p.constant("high", p.values(()))] if kind == "Clip" else []
+    x = p.feed("x", (point[0],), signed=kind not in ("Sqrt", "Log"))
+    ends = {"low": -1, "high": 1} if kind == "Clip" else {}
+    more = [p.constant(n, np.array(v, p.dtype)) for n, v in ends.items()]
     attributes: dict[str, Any] = {"approximate": "tanh"} if kind == "Gelu" else {}
     for _ in range(copies):
         p.node(kind, [x, *more], **attributes)
@@ -326,10 +401,11 @@ def _make_unary(p: _Probe, kind: str, variant: str, types: str, point: Point, co
 def _make_binary(p: _Probe, kind: str, variant: str, types: str, point: Point, copies: int) -> None:
     shape = _rows(point) if len(point) == 2 else (1, point[0])
     other = {"same": shape, "scalar": (), "row": (1, shape[1]), "column": (shape[0], 1)}[variant]
-    x = p.feed("x", shape)
+    x = p.feed("x", shape, signed=kind != "Pow")
     if kind == "com.microsoft.BiasGelu":
         other = shape[1:]
-    y = p.constant("y", np.array(2, p.dtype)) if variant == "scalar" else p.feed("y", other)
+    # A cube is the dearer one of the powers that have a loop of their own.
+    y = p.constant("y", np.array(3 if kind == "Pow" else 2, p.dtype)) if variant == "scalar" else p.feed("y", other)
     inputs = [p.feed("c", other or (1,), np.bool_), y, x] if kind == "Where" else [x, y]
     for _ in range(copies):
         p.node(kind, inputs)
@@ -338,7 +414,7 @@ def _make_binary(p: _Probe, kind: str, variant: str, types: str, point: Point, c
 def _make_rows(p: _Probe, kind: str, variant: str, types: str, point: Point, copies: int) -> None:
     rows, inner = _rows(point)
     shape = (1, rows, inner) if kind == "InstanceNormalization" else (rows, inner)
-    inputs = [p.feed("x", shape)]
+    inputs = [p.feed("x", shape, signed=True)]
     attributes: dict[str, Any] = {}
     if kind.startswith("Reduce"):
         inputs.append(p.constant("axes", np.array([-1], np.int64)))
@@ -390,7 +466,7 @@ def _make_copy(p: _Probe, kind: str, variant: str, types: str, point: Point, cop
 def _make_cast(p: _Probe, kind: str, variant: str, types: str, point: Point, copies: int) -> None:
     from onnx import TensorProto
 
-    x = p.feed("x", (point[0],))
+    x = p.feed("x", (point[0],), signed=True)
     for _ in range(copies):
         p.node("Cast", [x], to=getattr(TensorProto, types.split(">")[1]))
 
@@ -405,7 +481,7 @@ def _make_qdq(p: _Probe, kind: str, variant: str, types: str, point: Point, copi
     scale = p.feed("scale", (rows, inner // BLOCK) if blocked else (rows,), np.float32)
     attributes = {"axis": 1, "block_size": BLOCK} if blocked else {"axis": 0}
     if kind == "QuantizeLinear":
-        x = p.feed("x", (rows, inner), np.float32)
+        x = p.feed("x", (rows, inner), np.float32, signed=True)
         attributes["output_dtype"] = code
     else:
         count = -(-rows * inner // 2) if types in ("INT4", "UINT4") else rows * inner
@@ -417,11 +493,17 @@ def _make_qdq(p: _Probe, kind: str, variant: str, types: str, point: Point, copi
 
 def _make_product(p: _Probe, kind: str, variant: str, types: str, point: Point, copies: int) -> None:
     m, k, n = point
-    a = p.feed("a", (m, k))
+    a = p.feed("a", (m, k), signed=True)
     turned = variant.endswith("T")
     for i in range(copies):
         shape = (n, k) if turned else (k, n)
-        b = p.constant(f"b{i}", p.values(shape)) if variant == "constant" else p.feed(f"b{i % 2}", shape)
+        b = f"b{i}"
+        if variant.startswith("computed"):
+            b = p.feed(f"b{i % 2}", shape)
+        else:
+            weight = p.values(shape)
+            weight.flat[0] = (i + 1) / copies  # onnxruntime keeps equal weights once
+            p.constant(b, weight)
         if turned:
             p.node("com.microsoft.FusedMatMul", [a, b], transB=1)
         else:

@@ -1,4 +1,4 @@
-"""Reuse distance: what is outside the cache when a graph runs again."""
+"""What is outside the cache when a graph runs again."""
 
 from __future__ import annotations
 
@@ -7,54 +7,64 @@ from pathlib import Path
 import pytest
 
 from engines.cost import cache
-from engines.cost.cache import Cold, capacity, cold
+from engines.cost.cache import PAGE, Cold, capacity, cold
 from engines.cost.graph import Graph, Op, Tensor
 
 
-def tensor(name: str, size: int, constant: bool = False) -> Tensor:
-    return Tensor(name, (size,), "UINT8", constant)
+def tensor(name: str, pages: int, weight: bool = False) -> Tensor:
+    return Tensor(name, (pages * PAGE,), "UINT8", weight, weight)
 
 
-def run(weight: int, width: int = 10) -> Graph:
-    """x → Neg → a → MatMul with a weight → y → Neg → z."""
-    x, a, y, z = (tensor(n, width) for n in "xayz")
-    w = tensor("w", weight, True)
-    ops = (Op("", "", "Neg", {}, (x,), (a,)), Op("", "", "MatMul", {}, (a, w), (y,)), Op("", "", "Neg", {}, (y,), (z,)))
-    return Graph(ops, (x,), (z,), (w,))
+def neg(x: Tensor, y: Tensor) -> Op:
+    return Op("", "", "Transpose", {}, (x,), (y,))  # which does not write over its input
+
+
+def run(*weights: int, width: int = 1) -> Graph:
+    """x → Transpose → (MatMul with a weight → Transpose) for every weight."""
+    x, last = tensor("x", width), tensor("a", width)
+    ops, stored = [neg(x, last)], []
+    for i, pages in enumerate(weights):
+        w, y, z = tensor(f"w{i}", pages, True), tensor(f"y{i}", width), tensor(f"z{i}", width)
+        ops += [Op("", "", "MatMul", {}, (last, w), (y,)), neg(y, z)]
+        stored.append(w)
+        last = z
+    return Graph(tuple(ops), (x,), (last,), tuple(stored))
+
+
+def gone(graph: Graph, pages: int) -> list[tuple[float, int, int]]:
+    return [(c.weight, c.read, c.written) for c in cold(graph, pages * PAGE)]
 
 
 def test_a_run_that_fits_the_cache_finds_all_there() -> None:
-    assert cold(run(100), 10_000) == [Cold(False, 0)] * 3
+    assert gone(run(10), 20) == [(0, 0, 0)] * 3
 
 
-def test_a_weight_comes_from_outside_where_others_came_between() -> None:
-    assert cold(run(400), 900)[1] == Cold(False, 0)  # 480 bytes a run
-    first = run(400)
-    twice = Graph(
-        (*first.ops, Op("", "", "MatMul", {}, (tensor("z", 10), tensor("v", 450, True)), (tensor("q", 10),))),
-        first.inputs, first.outputs, first.weights,
-    )  # fmt: skip
-    found = cold(twice, 900)
-    assert found[1].nbytes == 400 and found[3].nbytes == 450
+def test_weights_come_from_outside_where_a_run_goes_through_more_than_the_cache() -> None:
+    found = gone(run(12, 12), 20)
+    assert [found[i][0] for i in (1, 3)] == [1.0, 1.0]
+    assert gone(run(40), 20)[1][0] == 1.0  # even one that could never stay
 
 
-def test_what_a_node_writes_takes_the_place_of_older_tensors() -> None:
-    found = cold(run(2000, width=10), 900)
-    assert [c.nbytes for c in found] == [20, 10, 10]  # x was read 2000 bytes ago; the outputs' places, too
+def test_an_activation_in_a_place_that_was_just_left_finds_it_in_the_cache() -> None:
+    found = gone(run(12, 12), 20)
+    assert [written for _, _, written in found[2:]] == [0, 0, 0]  # y0, z0, y1 and z1 share the same two places
+    assert [read for _, read, _ in found[1:]] == [0] * 4
 
 
-def test_what_was_just_written_is_there() -> None:
-    found = cold(run(400), 850)
-    assert found[2].nbytes == 0
+def test_a_graphs_input_is_read_from_outside_once_others_took_its_place() -> None:
+    assert gone(run(12, 12), 20)[0][1] == PAGE
 
 
-def test_a_tensor_that_never_fits_is_left_to_the_micro_benchmark() -> None:
-    assert cold(run(600), 900)[1].nbytes == 0
+def test_tensors_of_more_than_half_the_cache_are_left_to_the_micro_benchmark() -> None:
+    assert gone(run(1, width=12), 20)[0] == (0, 0, 0)
 
 
-def test_a_kernel_of_another_kind_has_lost_its_code_once_much_was_moved() -> None:
-    found = cold(run(2000), 900)
-    assert [c.code for c in found] == [False, False, True]
+def test_what_was_moved_since_a_kernel_ran_last_is_at_most_a_run() -> None:
+    found = cold(run(10), 100 * PAGE)
+    # Three nodes move 2, 12 and 2 pages; a run goes through 10 pages of weights and 2 of others.
+    assert [c.moved // PAGE for c in found] == [0, 4, 12]
+    views = Graph((Op("", "", "Reshape", {}, (tensor("x", 9),), (tensor("y", 9),)),) * 2, (), (), ())
+    assert cold(views, 100 * PAGE) == [Cold(), Cold()]
 
 
 def test_the_size_of_the_cache_is_read_from_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from artifact.manifest import Artifact
-from engines.cost import ceilings
-from engines.cost.probes import CALL, COLD, HOT, LAUNCH
+from engines.cost import ceilings, host
+from engines.cost.probes import STEPS
 from engines.predict import app
+from tests.engines.cost.invented import always
 
 BAND = {
     "type": ["object", "null"],
@@ -25,15 +26,16 @@ SCHEMA = {
     "type": "object",
     "additionalProperties": False,
     "required": [
-        "format", "target", "preset", "height", "width", "steps", "batch", "components", "image_ms", "resident_bytes",
-        "pipelined_bytes", "usable_bytes", "fits", "assumptions", "unverified",
+        "format", "target", "preset", "height", "width", "steps", "batch", "components", "host_ms", "image_ms",
+        "resident_bytes", "pipelined_bytes", "usable_bytes", "fits", "assumptions", "unverified",
     ],
     "properties": {
-        "format": {"const": 1},
+        "format": {"const": 2},
         "target": {"type": "string"},
         "preset": {"type": "string"},
         **dict.fromkeys(("height", "width", "steps", "batch"), COUNT),
         **dict.fromkeys(("resident_bytes", "pipelined_bytes", "usable_bytes"), COUNT),
+        "host_ms": BAND,
         "image_ms": BAND,
         "fits": {"enum": ["resident", "pipelined", "no"]},
         "assumptions": {"type": "array", "items": {"type": "string"}, "minItems": 3},
@@ -117,16 +119,21 @@ def test_this_machine_is_measured_once_and_again_on_request(
         asked.append(set(keys))
         for key in set(keys) - set(ceilings.ALWAYS):
             self.seconds[key] = dict.fromkeys(ceilings.grid(key), 2e-6)
-        self.seconds[LAUNCH] = {HOT: 1e-6, COLD: 2e-6}
-        self.seconds[CALL] = {HOT: 1e-5, COLD: 5e-5}
-        self.seconds[ceilings.COPY] = {(n,): n * 1e-10 for n in ceilings.COPIED}
+        always(self)
+
+    def draw(self: host.Host, known: ceilings.Ceilings) -> None:
+        asked.append({self.key})
+        known.seconds[self.key] = dict.fromkeys(((n,) for n in STEPS), 1e-3)
 
     monkeypatch.setattr(ceilings.Ceilings, "measure", measure)
+    monkeypatch.setattr(host.Host, "measure", draw)
     arguments = ("--target", "cpu", "--threads", "1", "--preset", "fp16", "--json")
     first, second = run(tiny_unet, *arguments), run(tiny_unet, *arguments)
     assert first.exit_code == 0, first.output
-    assert first.stdout == second.stdout and len(asked) == 1
+    assert first.stdout == second.stdout and len(asked) == 2  # nodes, then the work between the graphs
     jsonschema.validate(json.loads(first.stdout), SCHEMA)
     assert json.loads(first.stdout)["image_ms"]["expected"] > 0
     run(tiny_unet, *arguments, "--measure")
-    assert len(asked) == 2 and asked[0] == asked[1]
+    assert len(asked) == 4 and asked[:2] == asked[2:]
+    run(tiny_unet, *arguments, "--height", "64")
+    assert len(asked) == 5  # the host's work depends on the image

@@ -9,13 +9,14 @@ import pytest
 
 from artifact.errors import UserError
 from artifact.manifest import Artifact
-from engines.cost import cpu
+from engines.cost import cpu, host
 from engines.cost.ceilings import Ceilings, grid
 from engines.cost.prediction import CONTEXT_BYTES, CPU_BAND, Form, Prediction, calls_per_image, fits, predict
-from engines.cost.probes import CALL, COLD, COPIED, COPY, HOT, LAUNCH
+from engines.cost.probes import STEPS
 from engines.shapes import input_shapes
 from engines.targets import TARGETS, find
 from tests.engines.cost.graphs import model, node
+from tests.engines.cost.invented import always
 
 NANO = find("orin-nano")
 
@@ -23,10 +24,7 @@ NANO = find("orin-nano")
 def invented(keys: set[str]) -> Ceilings:
     """Every node takes a microsecond and a nanosecond per unit of its size."""
     known = Ceilings(1, {k: {p: 1e-6 + 1e-9 * math.prod(p) for p in grid(k)} for k in keys})
-    known.seconds[LAUNCH] = {HOT: 1e-6, COLD: 1e-6}
-    known.seconds[CALL] = {HOT: 1e-5, COLD: 5e-5}
-    known.seconds[COPY] = {(n,): n * 1e-10 for n in COPIED}
-    return known
+    return always(known)
 
 
 def image(p: Prediction) -> float:
@@ -106,7 +104,16 @@ def test_this_cpu_is_predicted_from_its_ceilings_and_its_optimised_graph(tiny_un
     graphs = [cpu.graph(m, input_shapes(tiny_unet, n, m)) for n, m in models.items()]
     assert any(op.title.startswith("com.microsoft") for g in graphs for op in g.ops)  # as onnxruntime fused them
     assert all(op.known for g in graphs for op in g.ops)
-    p = predict(tiny_unet, row, "fp16", ceilings=invented(cpu.keys(graphs)))
+    known = invented(cpu.keys(graphs))
+    without = predict(tiny_unet, row, "fp16", ceilings=known)
+    assert without.host_ms is None and without.image_ms is None and all(c.call_ms for c in without.components)
+    generation = tiny_unet.manifest["generation"]
+    size = 1, generation["height"], generation["width"]
+    known.seconds[host.key(tiny_unet, size)] = {(n,): 1e-3 * (10 + n) for n in STEPS}
+    p = predict(tiny_unet, row, "fp16", ceilings=known)
+    assert p.host_ms is not None and p.host_ms.expected == pytest.approx(10 + p.steps)
+    calls = sum(c.calls * c.call_ms.expected for c in p.components if c.call_ms)
+    assert image(p) == pytest.approx(calls + p.host_ms.expected)
     assert p.image_ms is not None and p.image_ms.high == pytest.approx(p.image_ms.expected * (1 + CPU_BAND))
     assert image(p) > 1e-3 * sum(len(g.ops) for g in graphs)
 
