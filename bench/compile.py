@@ -163,14 +163,14 @@ def plot(rows: list[Compiled], path: Path) -> None:
         axes.annotate(r.name, (r.weights / 1e9, r.seconds / 60), xytext=(5, -10), textcoords="offset points")
     axes.set_xlabel("weights of the denoiser, 10⁹")
     axes.set_ylabel("minutes of the whole build")
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.1 * last.weights / 1e9)  # room for the last name
     axes.set_ylim(bottom=0)
     figure.savefig(path, dpi=120)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoints", nargs="+", type=Path)
+    parser.add_argument("checkpoints", nargs="*", type=Path)
     parser.add_argument("--out", type=Path, default=Path("out/compile"), help="where artifacts go, removed afterwards")
     parser.add_argument("--keep", action="store_true", help="keep the artifacts")
     parser.add_argument("--calibrated", action="store_true", help="calibrate, instead of --data-free")
