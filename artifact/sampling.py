@@ -57,11 +57,13 @@ def sample(
     noise: np.ndarray,
     generation: dict[str, Any],
     progress: Progress | None = None,
+    decode: bool = True,
 ) -> Sampled:
     """Run a diffusers pipeline (of torch modules or of engines) on a batch of prompts from the given noise.
 
     `noise` is float32 [B, ...] from `initial_noise`; `generation` are keyword arguments of the pipeline's call. A
     scheduler that adds noise at every step (SDXL-Turbo's) draws it from a stream that the image's own noise seeds.
+    Without `decode` the images are none, [B, 0, 0, 3]: the autoencoder is not called.
     """
     import torch
 
@@ -88,8 +90,9 @@ def sample(
         images = pipe(
             list(prompts),
             latents=torch.from_numpy(noise),
-            output_type="np",
+            output_type="np" if decode else "latent",
             generator=[torch.Generator().manual_seed(zlib.crc32(image.tobytes())) for image in noise],
             **call,
         ).images
-    return Sampled((np.asarray(images) * 255).round().astype(np.uint8), np.stack(kept, axis=1))
+    drawn = np.asarray(images) * 255 if decode else np.zeros((len(prompts), 0, 0, 3))
+    return Sampled(drawn.round().astype(np.uint8), np.stack(kept, axis=1))

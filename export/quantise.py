@@ -66,7 +66,7 @@ def sample_keys(build: Build, layers: Sequence[Layer], prompts: Sequence[str]) -
     versions = [f"{p} {version(p)}" for p in ("torch", "diffusers", "transformers")]
     generation = repr(sorted(build.source.generation.items()))
     drawn = f"rows {options.rows} seed {options.seed}"
-    run = key_of("samples 1", build.source.sha256, generation, drawn, *versions, *prompts)
+    run = key_of("samples 2", build.source.sha256, generation, drawn, *versions, *prompts)
     return {layer.input: key_of(run, layer.module) for layer in layers}
 
 
@@ -81,7 +81,9 @@ def calibrate_all(
     if any(build.store.get_bytes(k) is None for k in keys.values()):
         with build.stages.stage("calibrate") as tick:
             seeds = [options.seed + i for i in range(len(prompts))]
-            found = calibrate(build.source, pipe(), modules, prompts, seeds, options.rows, options.seed, tick)
+            found = calibrate(
+                build.source, pipe(), modules, prompts, seeds, options.rows, options.seed, build.store.root, tick
+            )
             for name, rows in found.items():
                 build.store.put_arrays(keys[name], {"samples": rows}, {})
     return keys
