@@ -111,9 +111,7 @@ def _set_timesteps(scheduler: Any, count: int, row: Pipeline, tokens: int) -> No
     shift = calculate_shift(tokens, *settings.values())
     if row.own_sigmas and not scheduler.config.get("use_flow_sigmas"):
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / count, count), mu=shift)
-    elif row.own_sigmas:
-        scheduler.set_timesteps(count, mu=shift)
-    elif row.shifts and scheduler.config.get("use_dynamic_shifting"):
+    elif row.own_sigmas or (row.shifts and scheduler.config.get("use_dynamic_shifting")):
         scheduler.set_timesteps(count, mu=shift)
     else:
         scheduler.set_timesteps(count)

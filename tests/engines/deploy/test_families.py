@@ -43,7 +43,7 @@ DPM = {
 
 @pytest.fixture(scope="session")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
-    """The float32 artifact of a tiny family, whose graphs are their own form for TensorRT. Copy it before changing it."""
+    """The float32 artifact of a tiny family; its graphs are their own form for TensorRT. Copy it before changing it."""
     store = graph_store(tmp_path_factory)
 
     @cache
