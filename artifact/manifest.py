@@ -19,7 +19,9 @@ Layout (`format` 1)::
                         "models": {preset: path of the .onnx for onnxruntime},
                         "tensorrt": {preset: path of the .onnx that TensorRT parses}, without those that `skipped`
                         tells of; where nothing is 4-bit it is the same file, else it refers to its data, too,
-                        "inputs": [...], "outputs": [...]}}
+                        "inputs": [...], "outputs": [...],
+                        "instruction_tokens": tokens that the pipeline puts before a prompt and drops again, of a text
+                        encoder of SANA}}
     folders     {"tokenizer": "tokenizer", "scheduler": "scheduler", ...}: what diffusers and transformers load
     files       {path: {"sha256": ..., "bytes": ...}} of everything a reader may open
     exports     {component: [{"shapes": {...}, "max_abs_error": ..., "max_abs": ..., "relative": ...,

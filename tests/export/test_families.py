@@ -197,16 +197,16 @@ def test_turbo_is_known_by_its_scheduler_and_draws_the_same_noise_at_every_call(
     np.testing.assert_allclose(alone[0], one[1], rtol=0, atol=1e-4 * one.std())
 
 
-@pytest.mark.parametrize(("name", "tokens"), [("sd3", 16 + 12), ("pixart", 12), ("sana", 12)])
+@pytest.mark.parametrize(("name", "tokens", "width"), [("sd3", 16 + 12, 96), ("pixart", 12, 32), ("sana", 12, 32)])
 def test_the_denoiser_reads_as_many_tokens_as_its_pipeline_gives(
-    family: Graph, tmp_path: Path, name: str, tokens: int
+    family: Graph, tmp_path: Path, name: str, tokens: int, width: int
 ) -> None:
     source, _, _ = family(name, "transformer")
     graphs = [family(name, part.name)[1:] for part in components(source) if part.role != "vae_encoder"]
     artifact = Artifact.open(artifact_of(tmp_path / "artifact", source, graphs))
     shapes = input_shapes(artifact, "transformer", artifact.model("transformer", "fp16"))
     assert shapes["hidden_states"] == (2, 4, 32 // latent_rule(source).scale, 32 // latent_rule(source).scale)
-    assert shapes["encoder_hidden_states"] == (2, tokens, 32)
+    assert shapes["encoder_hidden_states"] == (2, tokens, width)
 
 
 def test_positions_of_pixart_are_torch_s_at_every_size() -> None:
