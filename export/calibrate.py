@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from artifact.pictures import Pictures
 from artifact.sampling import Progress, initial_noise, sample
 from export.batches import batch_size, batches, within
 from export.components import latent_rule
@@ -67,8 +68,10 @@ def calibrate(
     rows: int,
     seed: int,
     progress: Progress | None = None,
+    pictures: Pictures | None = None,
 ) -> dict[str, np.ndarray]:
-    """Run the pipeline on `prompts` (with `seeds`' noise) over all steps and sample the inputs of `modules`.
+    """Run the pipeline on `prompts` (with `seeds`' noise and, where it takes some, `pictures`) over all steps and
+    sample the inputs of `modules`.
 
     `modules`: {key: dotted path of a linear or 1x1 convolution in the denoiser}; inputs that several linears share
     are named once. Returns {key: [at most `rows`, K] float16 (float32 where it would overflow)}, K last also for
@@ -84,7 +87,8 @@ def calibrate(
     try:
         for part in batches(len(prompts), size):
             noise = initial_noise(rule, seeds[part], generation["height"], generation["width"])
-            sample(pipe, prompts[part], noise, generation, within(progress, part, len(prompts), "calibrating"))
+            shown = within(progress, part, len(prompts), "calibrating")
+            sample(pipe, prompts[part], noise, generation, shown, None if pictures is None else pictures[part])
     finally:
         for hook in hooks:
             hook.remove()

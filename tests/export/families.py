@@ -14,7 +14,7 @@ import onnxruntime
 import torch
 
 from artifact import manifest
-from export.components import DTYPES, Component
+from export.components import DTYPES, Component, picture_rule
 from export.graph import write_graph
 from export.source import Source
 from passes.layers import Layer, find_layers, quantised
@@ -80,7 +80,9 @@ def artifact_of(root: Path, source: Source, graphs: list[tuple[Component, ir.Mod
     folders = {name: name for name in source.modules if name.startswith(("tokenizer", "scheduler"))}
     for name in folders:
         shutil.copytree(source.root / name, root / name)
-    content = {
+    rule = picture_rule(source)
+    content: dict[str, Any] = {
+        "pictures": rule.to_json() if rule else None,
         "name": root.name, "pipeline": source.pipeline, "source": {"model": "tiny", "sha256": source.sha256},
         "target": "cpu", "dtype": "float32", "versions": {}, "generation": source.generation, "presets": ["fp16"],
         "components": described, "folders": folders, "exports": {}, "layers": {}, "references": {}, "skipped": [],
