@@ -346,10 +346,11 @@ def _text_encoder(root: Path, name: str, module: Any) -> dict[str, Any]:
 
 def _vae_graphs(root: Path, vae: Any) -> dict[str, Any]:
     sizes = {0: "batch", 2: "height", 3: "width"}
+    pixels = {0: "batch", 2: "image_height", 3: "image_width"}
     export(root / "vae_decoder/fp16.onnx", vae, lambda m, z: m.decode(z, return_dict=False)[0],
            {"latent_sample": torch.randn(1, 4, 8, 8)}, ["sample"], {"latent_sample": sizes})  # fmt: skip
     export(root / "vae_encoder/fp16.onnx", vae, lambda m, x: m.encode(x).latent_dist.parameters,
-           {"sample": torch.randn(1, 3, SIDE, SIDE)}, ["moments"], {"sample": {0: "batch", 2: "image_height", 3: "image_width"}})  # fmt: skip
+           {"sample": torch.randn(1, 3, SIDE, SIDE)}, ["moments"], {"sample": pixels})  # fmt: skip
     described = {}
     for role, given, made in (("vae_decoder", "latent_sample", "sample"), ("vae_encoder", "sample", "moments")):
         described[role] = {
