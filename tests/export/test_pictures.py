@@ -14,6 +14,7 @@ from artifact.errors import UserError
 from artifact.pictures import Pictures, read_pictures
 from artifact.sampling import initial_noise, sample
 from artifact.store import Store
+from export import calibrate as calibration
 from export.calibrate import calibrate
 from export.components import components, latent_rule, picture_rule
 from export.examples import Examples, read_examples
@@ -133,6 +134,18 @@ def test_layers_see_what_the_pictures_bring(fill: Source, pipe: Any, folder: Pat
     for rows in (found, others):  # the noise of the first step, whatever lies beside it
         assert {r.tobytes() for r in noise} <= {r.tobytes() for r in np.ascontiguousarray(rows[:, :16])}
     assert np.abs(found[:, 16:32].astype(float) - others[:, 16:32]).max() > 0.05
+
+
+def test_every_prompt_is_drawn_with_its_own_picture_in_every_batch(
+    fill: Source, pipe: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "MOST_PER_CALL", 1)
+    whole = given(fill, folder)
+    assert whole.masks is not None
+    whole.masks[:] = 0
+    whole.masks[2, :8, :8] = 255  # of the last prompt's picture 64 of 1024 pixels, 16 to a token
+    found = calibrate(fill, pipe, {"x": EMBEDDER}, PROMPTS, SEEDS, 10_000, 0, pictures=whole)["x"]
+    assert found[:, 32:].sum() == 3 * 64  # at every step
 
 
 def test_samples_of_other_pictures_are_other_samples(fill: Source, folder: Path, tmp_path: Path) -> None:
