@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from artifact.pictures import Pictures
 from artifact.sampling import Progress, initial_noise, sample
 from export.batches import batch_size, batches, within
 from export.between import fitting
@@ -72,8 +73,10 @@ def calibrate(
     seed: int,
     directory: Path,
     progress: Progress | None = None,
+    pictures: Pictures | None = None,
 ) -> dict[str, np.ndarray]:
-    """Run the pipeline on `prompts` (with `seeds`' noise) over all steps and sample the inputs of `modules`.
+    """Run the pipeline on `prompts` (with `seeds`' noise and, where it takes some, `pictures`) over all steps and
+    sample the inputs of `modules`.
 
     At every step all prompts go through a block of the denoiser before the next block runs (blockwise.py): weights
     that are not in memory are read once a step. What blocks hand on, about MOST_BETWEEN bytes at most, lies in
@@ -95,8 +98,9 @@ def calibrate(
         for part in batches(len(prompts), together):
             noise = initial_noise(rule, seeds[part], generation["height"], generation["width"])
             ticks = within(progress, part, len(prompts), "calibrating")
+            beside = None if pictures is None else pictures[part]
             with block_by_block(denoiser, size, part.stop - part.start, directory):
-                sample(pipe, prompts[part], noise, generation, ticks, decode=False)
+                sample(pipe, prompts[part], noise, generation, ticks, decode=False, pictures=beside)
     finally:
         for hook in hooks:
             hook.remove()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,12 +15,12 @@ from artifact.lock import held
 from artifact.manifest import Artifact
 from artifact.store import Store
 from engines import targets
-from export.components import components, latent_rule
+from export.components import components, latent_rule, picture_rule
 from export.deliver import deliver
 from export.describe import copy_folders, describe_components, describe_layers, pipeline_settings, remove_stale
+from export.examples import Examples, read_examples
 from export.options import BASELINE, Options
 from export.plan import Build
-from export.prompt_files import default_prompts, read_prompts, reference_prompts
 from export.quantise import ask, calibrate_all, find_all, solve_all
 from export.quantise import workers as workers_of
 from export.rewrite import Models, check_reserve, refusals, rewrite
@@ -46,8 +45,7 @@ def compile_model(options: Options, stages: Stages) -> tuple[Artifact, dict[str,
             source = replace(source, generation={**source.generation, "num_inference_steps": options.steps})
         parts = components(source)
         # Read now, so that a bad file is refused before anything is written.
-        calibration = read_prompts(options.prompts or default_prompts(source))[: options.calibration]
-        prompts = read_prompts(options.reference_prompts or reference_prompts(source))[: options.references]
+        calibration, drawn = read_examples(options, source)
     out = options.out or Path("out") / Path(source.name).name
     limit = None if options.cache_limit is None else int(options.cache_limit * 1e9)
     store = Store(options.cache or out / ".cache", limit)
@@ -63,7 +61,7 @@ def compile_model(options: Options, stages: Stages) -> tuple[Artifact, dict[str,
         pipe = _LazyPipeline(source, options.memory_limit)
         samples = calibrate_all(build, of_denoiser, calibration, pipe)
         solved = solve_all(build, layers, asked, samples)
-        references = _references(build, prompts, pipe)
+        references = _references(build, drawn, pipe)
         # Without its manifest the directory is no artifact: a kill from here on leaves none that is half old.
         (out / manifests.NAME).unlink(missing_ok=True)
         models = rewrite(build, graphs, solved, refused)
@@ -80,6 +78,7 @@ def compile_model(options: Options, stages: Stages) -> tuple[Artifact, dict[str,
             "generation": build.source.generation,
             "pipeline_config": pipeline_settings(source.index),
             "latents": latent_rule(source).to_json(),
+            "pictures": rule.to_json() if (rule := picture_rule(source)) else None,
             "presets": build.presets,
             "components": describe_components(build, graphs, models),
             "folders": folders,
@@ -139,15 +138,16 @@ def _export(build: Build) -> dict[str, ir.Model]:
     return graphs
 
 
-def _references(build: Build, prompts: Sequence[str], pipe: _LazyPipeline) -> dict[str, Any]:
+def _references(build: Build, examples: Examples, pipe: _LazyPipeline) -> dict[str, Any]:
     """The 16-bit pipeline's images and latents, stored for validation where that does not fit; {} for none."""
     from export.references import make_references
 
+    prompts = examples.prompts
     if not prompts:
         return {}
     seeds = [build.options.seed + i for i in range(len(prompts))]
     with build.stages.stage("references") as tick:
-        files = make_references(build.source, pipe(), prompts, seeds, build.out, build.store, tick)
+        files = make_references(build.source, pipe(), prompts, seeds, build.out, build.store, tick, examples.pictures)
     return {"prompts": prompts, "seeds": seeds, "files": files}
 
 

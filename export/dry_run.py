@@ -15,10 +15,10 @@ from accelerate import init_empty_weights
 from artifact.store import Store
 from engines.report.tables import bytes_text
 from export.components import Component, components
+from export.examples import Examples, read_examples
 from export.graph_cache import graph_key, load_prepared
 from export.options import Options
 from export.plan import Build
-from export.prompt_files import default_prompts, read_prompts
 from export.quantise import ask_for, find, identity, sample_keys, workers
 from export.source import open_source
 from export.stages import Stages
@@ -43,8 +43,8 @@ def dry_run(options: Options, console: Any = None) -> list[Planned]:
     source = open_source(options.model)
     out = options.out or Path("out") / Path(source.name).name
     build = Build(options, source, components(source), out, Store(options.cache or out / ".cache"), Stages(quiet=True))
-    prompts = read_prompts(options.prompts or default_prompts(source))[: options.calibration]
-    rows = plan(build, prompts)
+    calibration, _ = read_examples(options, source)
+    rows = plan(build, calibration)
     show(build, rows, console)
     return rows
 
@@ -66,14 +66,14 @@ class Planned:
     seconds: float
 
 
-def plan(build: Build, prompts: Sequence[str]) -> list[Planned]:
+def plan(build: Build, calibration: Examples) -> list[Planned]:
     """A row for every component and form that the build would write. Nothing is exported, solved or written."""
     stored = {c.name: load_prepared(build.store, graph_key(c, build.options.dtype)) for c in build.components}
     graphs = {name: graph for name, graph in stored.items() if graph is not None}
     rows = []
     for part in build.components:
         layers = _layers(build, part, graphs)
-        samples = sample_keys(build, layers, prompts) if part is build.denoiser else {}
+        samples = sample_keys(build, layers, calibration) if part is build.denoiser else {}
         rows += [_planned(build, part, form, layers, part.name in graphs, samples) for form in build.forms(part)]
     return rows
 

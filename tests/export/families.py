@@ -17,7 +17,7 @@ import torch
 
 from artifact import manifest
 from artifact.store import Store
-from export.components import DTYPES, Component
+from export.components import DTYPES, Component, picture_rule
 from export.describe import text_settings
 from export.graph import write_graph
 from export.source import Source
@@ -90,7 +90,9 @@ def artifact_of(root: Path, source: Source, graphs: list[tuple[Component, ir.Mod
     folders = {name: name for name in source.modules if name.startswith(("tokenizer", "scheduler"))}
     for name in folders:
         shutil.copytree(source.root / name, root / name)
-    content = {
+    rule = picture_rule(source)
+    content: dict[str, Any] = {
+        "pictures": rule.to_json() if rule else None,
         "name": root.name, "pipeline": source.pipeline, "source": {"model": "tiny", "sha256": source.sha256},
         "target": "cpu", "dtype": "float32", "versions": {}, "generation": source.generation, "presets": ["fp16"],
         "components": described, "folders": folders, "exports": {}, "layers": {}, "references": {}, "skipped": [],

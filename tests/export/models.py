@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
 import transformers
+from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 WORDS = "<pad> <end> <unknown> a red green blue small large circle square cross on above below".split()  # noqa: SIM905
@@ -248,11 +250,35 @@ def sana(root: Path) -> Path:
 
 
 def flux_fill(root: Path) -> Path:
-    """FLUX.1 Fill: the transformer also reads the picture's latents (as many) and its mask (64 = 8 x 8 pixels, x 4)."""
-    flux(root, in_channels=16 + 16 + 64, out_channels=16, guidance_embeds=True)
+    """FLUX.1 Fill: the transformer also reads the picture's latents (as many) and its mask (2 x 2 pixels a cell)."""
+    return _flux_tool(root, "FluxFillPipeline", 16 + 16 + 16)
+
+
+def flux_control(root: Path) -> Path:
+    """FLUX.1 Canny or Depth: the transformer also reads the picture's latents."""
+    return _flux_tool(root, "FluxControlPipeline", 16 + 16)
+
+
+def _flux_tool(root: Path, cls: str, in_channels: int) -> Path:
+    flux(root, in_channels=in_channels, out_channels=16, guidance_embeds=True)
     index = json.loads((root / "model_index.json").read_text())
-    (root / "model_index.json").write_text(json.dumps(index | {"_class_name": "FluxFillPipeline"}))
+    del index["image_encoder"], index["feature_extractor"]
+    (root / "model_index.json").write_text(json.dumps(index | {"_class_name": cls}))
+    _generation(root, {"max_sequence_length": 12, "guidance_scale": 10.0})
     return root
+
+
+def pictures(folder: Path, count: int, mask: bool = True, size: tuple[int, int] = (48, 40)) -> Path:
+    """A directory of `count` coloured pictures of noise; with `mask`, half of each is to be drawn anew."""
+    folder.mkdir()
+    drawn = np.random.default_rng(5)
+    for number in range(count):
+        Image.fromarray(drawn.integers(0, 256, (*size, 3), np.uint8)).save(folder / f"picture-{number}.png")
+        if mask:
+            white = np.zeros(size, np.uint8)
+            white[:, : size[1] // 2] = 255
+            Image.fromarray(white).save(folder / f"picture-{number}.mask.png")
+    return folder
 
 
 def qwen_image(root: Path) -> Path:
