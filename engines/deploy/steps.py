@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from artifact.errors import UserError
 from engines.deploy.pipelines import BY_CLASS, Pipeline
 from engines.deploy.schedulers import TABLES, Step
@@ -41,7 +43,8 @@ def step_tables(
     made = {}
     for count in counts:
         if count <= scheduler.config.num_train_timesteps:
-            _set_timesteps(scheduler, count, row, tokens)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                _set_timesteps(scheduler, count, row, tokens)
             table = [step._replace(timestep=step.timestep * time_scale) for step in rows(scheduler)]
             if all(math.isfinite(number) for step in table for number in step):  # Qwen-Image's has none of 1 step
                 made[str(count)] = {"noise": float(getattr(scheduler, "init_noise_sigma", 1.0)), "rows": table}
@@ -103,7 +106,6 @@ def _clips(scheduler: Any) -> bool:
 
 def _set_timesteps(scheduler: Any, count: int, row: Pipeline, tokens: int) -> None:
     """As the pipeline that calls it does."""
-    import numpy as np
     from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
     names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")

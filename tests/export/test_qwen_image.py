@@ -18,6 +18,9 @@ import engines
 from artifact.errors import UserError
 from artifact.manifest import Artifact
 from artifact.store import Store
+from engines.deploy.bundle import write_bundle
+from engines.metrics import mean_squared_error, psnr_db
+from engines.targets import find
 from engines.trt.profiles import Profile, profile
 from export.components import Component, components
 from export.fake_module import fake_module
@@ -27,6 +30,7 @@ from export.pipeline import load_pipeline
 from export.source import Source, open_source
 from export.weights import bind_weights
 from tests.compile.commands import SMALL, build
+from tests.engines.deploy.jetson import compile_libcuda, place
 from tests.export import models
 from tests.export.families import artifact_of
 
@@ -128,13 +132,37 @@ def test_engines_take_prompts_of_any_length(
     assert shapes("vae_decoder")["latent_sample"].max == (2, 4, 1, 16, 16)
 
 
-def test_it_is_built_from_its_pipeline_to_its_report(qwen: Source, store: Store, tmp_path: Path) -> None:
-    out, few = tmp_path / "out", ("--rank", "16", "--drop-fp16", *SMALL)
+@pytest.fixture(scope="module")
+def built(qwen: Source, store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `python -m export.build` makes of it."""
+    out, few = tmp_path_factory.mktemp("built") / "qwen", ("--rank", "16", "--drop-fp16", *SMALL)
     code, _, stderr = build("--model", qwen.root, "--out", out, "--cache", store.root, *few)
     assert code == 0, stderr
-    manifest = Artifact.open(out).manifest
+    return out
+
+
+def test_it_is_built_from_its_pipeline_to_its_report(built: Path) -> None:
+    manifest = Artifact.open(built).manifest
     assert manifest["pipeline"] == "QwenImagePipeline"
     assert len(manifest["layers"]["svdq-int4"]["transformer"]) == 10 + 7  # nothing reads the last block's text
     assert all(set(part["tensorrt"]) == {"svdq-int4"} for part in manifest["components"].values())
-    (four,) = json.loads((out / "report.json").read_text())["presets"]
+    (four,) = json.loads((built / "report.json").read_text())["presets"]
     assert four["fidelity"]["psnr_db"]["min"] > 30 and four["layer_error"]["max"] < 0.2
+
+
+def test_its_bundle_draws_on_a_device_what_the_engines_draw_here(built: Path, tmp_path: Path) -> None:
+    """From the plugin form, with prompts of any length, on a Jetson of stand-ins."""
+    bundle = write_bundle(Artifact.open(built), find("agx-orin"), out=tmp_path / "out")
+    device = place(bundle, tmp_path, compile_libcuda(tmp_path))
+    (device.bundle / "plugin" / "libsvdq_plugin.so").write_bytes(b"stand-in")
+    assert (done := device.build()).returncode == 0, done.stderr
+    with engines.load(built) as pipe:
+        for prompt in ("a red circle", "a large red circle above a small green square on a blue cross"):
+            done = device.run("--prompt", prompt, "--seed", 3, "--output", tmp_path / "image.png")
+            assert done.returncode == 0, done.stderr
+            found, here = (
+                np.asarray(image)[None] for image in (Image.open(tmp_path / "image.png"), pipe(prompt, seed=3))
+            )
+            assert psnr_db(mean_squared_error(found, here)).min() > 60
+    done = device.run("--validate", "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["psnr_db"]["min"] > 30, done.stderr
