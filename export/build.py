@@ -130,7 +130,9 @@ def main(
             show(results)
             print(f"\nreport  {artifact.root / 'report.html'}")
             prompt = (results["prompts"] or ["a red fox in snow"])[0]
-            print(f'run     python -m engines.run {artifact.root} --prompt "{prompt}" --output image.png')
+            beside = artifact.pictures
+            given = "" if beside is None else " --image picture.png" + (" --mask mask.png" if beside.mask else "")
+            print(f'run     python -m engines.run {artifact.root}{given} --prompt "{prompt}" --output image.png')
 
 
 if __name__ == "__main__":

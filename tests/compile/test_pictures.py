@@ -41,7 +41,7 @@ def built_fill(fill: Path, shared: Path) -> Path:
         code, stdout, stderr = build("--model", fill, "--out", out, "--pictures", pictures, "--reference-pictures",
                                      others, "--preset", "svdq-int4", *SMALL, *FEW)  # fmt: skip
         assert code == 0, stderr
-        assert "report.html" in stdout
+        assert f"engines.run {out} --image picture.png --mask mask.png --prompt" in stdout
 
     once(shared / "fill-built", make)
     return out
@@ -82,7 +82,7 @@ def test_control_is_built_from_its_weights_alone(control: Path, tmp_path: Path) 
     out = tmp_path / "control"
     code, stdout, stderr = build("--model", control, "--out", out, "--data-free", "--references", "0", *FEW)
     assert code == 0, stderr
-    assert "nothing was run" in stdout
+    assert "nothing was run" in stdout and f"engines.run {out} --image picture.png --prompt" in stdout
     artifact = Artifact.open(out)
     assert artifact.pictures == PictureRule("control_image") and artifact.manifest["references"] == {}
     with engines.load(out) as pipe:

@@ -202,6 +202,13 @@ def test_times_and_memory_count_the_image_encoder(tool: Tiny) -> None:
     assert sizes[0] > sizes[1]
 
 
+def test_the_image_encoder_is_loaded_with_the_others_where_every_call_needs_it(flux_fill: Tiny, flux: Tiny) -> None:
+    for tiny, loaded in ((flux_fill, True), (flux, False)):
+        heard: list[str] = []
+        with engines.load(tiny.root, watch=heard.append):
+            assert ("load vae_encoder" in heard) is loaded
+
+
 def test_predictions_count_the_image_encoder_and_the_work_between(tool: Tiny) -> None:
     artifact = Artifact.open(tool.root)
     calls = calls_per_image(artifact, 2)
