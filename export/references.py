@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from safetensors.numpy import save_file
 
@@ -22,33 +22,42 @@ from artifact.sampling import Progress, initial_noise, sample
 from artifact.store import Store, key_of
 from export.batches import batch_size, batches, within
 from export.components import latent_rule
+from export.pipeline import arithmetic
 from export.source import Source
 
 NUMERICS = 1  # raised whenever the same inputs would give other references
 MOST_PER_CALL = 25
 
 
-def make_references(
+@dataclass(frozen=True)
+class References:
+    """What was drawn: `tensors` and `record` as the files hold them."""
+
+    tensors: dict[str, np.ndarray]
+    record: dict[str, Any]
+
+
+def draw_references(
     source: Source,
-    pipe: Any,
+    pipe: Callable[[], Any],
     prompts: Sequence[str],
     seeds: Sequence[int],
-    out: Path,
     store: Store,
     progress: Progress | None = None,
-) -> list[str]:
-    """Draw every prompt with its seed and write the files; returns their names relative to `out`.
+) -> References:
+    """Draw every prompt with its seed.
 
-    Batches that `store` holds are not drawn again, and a resumed run writes the same bytes as an unbroken one.
+    Batches that `store` holds are not drawn again, and a resumed run gives the same bytes as an unbroken one. `pipe`
+    gives the pipeline, and is asked for it only where one is drawn.
     """
     rule, generation = latent_rule(source), source.generation
     parts: list[dict[str, np.ndarray]] = []
     for part in batches(len(prompts), batch_size(rule, generation, MOST_PER_CALL)):
-        key = _key(source, pipe, prompts[part], seeds[part])
+        key = _key(source, prompts[part], seeds[part])
         stored = store.get_arrays(key)
         if stored is None:
             steps = within(progress, part, len(prompts), "drawing references")
-            arrays = _draw(source, pipe, prompts[part], seeds[part], steps)
+            arrays = _draw(source, pipe(), prompts[part], seeds[part], steps)
             store.put_arrays(key, arrays, {})
         else:
             arrays = stored[0]
@@ -62,7 +71,7 @@ def make_references(
         "generation": generation,
         "latents": rule.to_json(),
     }
-    return _write(out, tensors, record)
+    return References(tensors, record)
 
 
 def _draw(
@@ -75,21 +84,27 @@ def _draw(
     return {"noise": noise, "latents": drawn.latents.astype(np.float16), "images": drawn.images}
 
 
-def _key(source: Source, pipe: Any, prompts: Sequence[str], seeds: Sequence[int]) -> str:
+def kept(source: Source, prompts: Sequence[str], seeds: Sequence[int], store: Store) -> int:
+    """How many of these images the store holds."""
+    size = batch_size(latent_rule(source), source.generation, MOST_PER_CALL)
+    parts = [p for p in batches(len(prompts), size) if store.path(_key(source, prompts[p], seeds[p])).is_file()]
+    return sum(part.stop - part.start for part in parts)
+
+
+def _key(source: Source, prompts: Sequence[str], seeds: Sequence[int]) -> str:
     versions = {p: importlib.metadata.version(p) for p in ("torch", "diffusers", "transformers")}
-    arithmetic = f"{'cuda' if torch.cuda.is_available() else 'cpu'} {pipe.vae.dtype}"  # others may be offloaded
-    parts = (list(prompts), list(seeds), source.generation, versions, arithmetic)
+    parts = (list(prompts), list(seeds), source.generation, versions, arithmetic(source))
     return key_of("references", str(NUMERICS), source.sha256, json.dumps(parts, sort_keys=True))
 
 
-def _write(out: Path, tensors: dict[str, np.ndarray], record: dict[str, Any]) -> list[str]:
-    """Every file whole, the record last."""
+def write_references(drawn: References, out: Path) -> list[str]:
+    """Write every file whole, the record last; returns their names relative to `out`."""
     names = ["references/tensors.safetensors"]
     with written_whole(out / names[0]) as partial:
-        save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, partial)
-    for number, image in enumerate(tensors["images"]):
+        save_file({k: np.ascontiguousarray(v) for k, v in drawn.tensors.items()}, partial)
+    for number, image in enumerate(drawn.tensors["images"]):
         names.append(f"references/images/{number:04}.png")
         with written_whole(out / names[-1]) as partial:
             Image.fromarray(image).save(partial, format="PNG")
-    write_json(out / "references/prompts.json", record)
+    write_json(out / "references/prompts.json", drawn.record)
     return ["references/prompts.json", *names]
