@@ -103,20 +103,18 @@ def plan(build: Build, calibration: Sequence[str], prompts: Sequence[str]) -> Pl
         unique = set(keys.values())
         samples = sum(build.store.path(key).is_file() for key in unique), len(unique)
     missing = len(build.components) - len(graphs)
-    obstacles = {part: _obstacle(build, part) for part in build.components}
+    obstacles = [(part, _obstacle(build, part)) for part in build.components]
     memory = {
         "export": exporting_bytes(build, missing) if missing else 0,
         "solve": solving_bytes(build, solving),
         "calibrate and draw": 0,
         "rewrite": writing_bytes(build),
-        "check": checking_bytes(build, [part for part, reason in obstacles.items() if reason is None]),
+        "check": checking_bytes(build, [part for part, reason in obstacles if reason is None]),
     }
     if images[0] < images[1] or (keys and (samples is None or samples[0] < samples[1])):
         memory["calibrate and draw"] = pipeline_bytes(build)
     skipped = build.kept_wide() + [
-        f"The graph of {part.name} would not be compared with torch: {reason}."
-        for part, reason in obstacles.items()
-        if reason
+        f"The graph of {part.name} would not be compared with torch: {reason}." for part, reason in obstacles if reason
     ]
     seconds = sum(r.seconds for r in rows) + EXPORT_S * missing / min(workers(build.options), max(1, missing))
     read = sum(w.nbytes for module in build.source.modules for w in _weights(build, module))
