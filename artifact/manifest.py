@@ -12,6 +12,7 @@ Layout (`format` 1)::
     versions    {package: version} that made it
     latents     how the initial latents are laid out (artifact.sampling.LatentRule)
     pipeline_config  the pipeline's own scalar settings, from model_index.json
+    pictures    what the pipeline takes beside every prompt (artifact.pictures.PictureRule), or null
     generation  keyword arguments of the pipeline's call that the model wants by default
     presets     names of the presets built, in the order of the request; the first is the default
     components  {name: {"role": "denoiser" | "text_encoder" | "vae_decoder" | "vae_encoder",
@@ -19,7 +20,9 @@ Layout (`format` 1)::
                         "models": {preset: path of the .onnx for onnxruntime},
                         "tensorrt": {preset: path of the .onnx that TensorRT parses}, without those that `skipped`
                         tells of; where nothing is 4-bit it is the same file, else it refers to its data, too,
-                        "inputs": [...], "outputs": [...]}}
+                        "inputs": [...], "outputs": [...],
+                        "instruction_tokens": tokens that the pipeline puts before a prompt and drops again, of a text
+                        encoder of SANA}}
     folders     {"tokenizer": "tokenizer", "scheduler": "scheduler", ...}: what diffusers and transformers load
     files       {path: {"sha256": ..., "bytes": ...}} of everything a reader may open
     exports     {component: [{"shapes": {...}, "max_abs_error": ..., "max_abs": ..., "relative": ...,
@@ -43,6 +46,7 @@ from typing import Any
 
 from artifact.errors import UserError
 from artifact.files import inside, sha256s, write_json
+from artifact.pictures import PictureRule
 
 NAME = "manifest.json"
 FORMAT = 2
@@ -92,6 +96,12 @@ class Artifact:
                     f"{self.root / name} is not the file that was built (its hash differs): "
                     "copy the artifact again or rebuild it."
                 )
+
+    @property
+    def pictures(self) -> PictureRule | None:
+        """What the pipeline takes beside every prompt; None for text alone."""
+        rule = self.manifest.get("pictures")
+        return PictureRule(**rule) if rule else None
 
     def path(self, name: str) -> Path:
         """Absolute path of a file or folder that the manifest names. Raises UserError where it leads outside."""

@@ -9,9 +9,12 @@ import inspect
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:  # a device, which reads this file too, is given no pictures
+    from artifact.pictures import Pictures
 
 Progress = Callable[[int, int, str], None]  # (done, total, what)
 
@@ -57,11 +60,15 @@ def sample(
     noise: np.ndarray,
     generation: dict[str, Any],
     progress: Progress | None = None,
+    pictures: Pictures | None = None,
+    decode: bool = True,
 ) -> Sampled:
     """Run a diffusers pipeline (of torch modules or of engines) on a batch of prompts from the given noise.
 
-    `noise` is float32 [B, ...] from `initial_noise`; `generation` are keyword arguments of the pipeline's call. A
-    scheduler that adds noise at every step (SDXL-Turbo's) draws it from a stream that the image's own noise seeds.
+    `noise` is float32 [B, ...] from `initial_noise`; `generation` are keyword arguments of the pipeline's call;
+    `pictures` one for every prompt where the pipeline takes some. What draws more noise, a scheduler at every step
+    (SDXL-Turbo's) or a picture's encoder, draws it from a stream that the image's own noise seeds. Without `decode`
+    the images are none, [B, 0, 0, 3]: the decoder is not called.
     """
     import torch
 
@@ -76,7 +83,7 @@ def sample(
     def after_step_alone(step: int, timestep: Any, latents: Any) -> None:
         after_step(None, step, timestep, {"latents": latents})
 
-    call = dict(generation)
+    call = {**generation, **(pictures.arguments() if pictures is not None else {})}
     if "callback_on_step_end" in inspect.signature(pipe.__call__).parameters:
         call["callback_on_step_end"] = after_step
     else:  # PixArt's pipeline has only diffusers' older way
@@ -88,8 +95,9 @@ def sample(
         images = pipe(
             list(prompts),
             latents=torch.from_numpy(noise),
-            output_type="np",
+            output_type="np" if decode else "latent",
             generator=[torch.Generator().manual_seed(zlib.crc32(image.tobytes())) for image in noise],
             **call,
         ).images
-    return Sampled((np.asarray(images) * 255).round().astype(np.uint8), np.stack(kept, axis=1))
+    drawn = np.asarray(images) * 255 if decode else np.zeros((len(prompts), 0, 0, 3))
+    return Sampled(drawn.round().astype(np.uint8), np.stack(kept, axis=1))

@@ -30,6 +30,7 @@ from engines.sizes import model_bytes  # noqa: E402
 from export.source import open_source  # noqa: E402
 
 EVERY_S = 0.5  # a look takes up to 60 ms
+DATA_FREE, FLAGS = "--data-free", ("--references", "0", "--drop-fp16")
 _STAGE = re.compile(r"^(\w+)\s+([\d.]+) s$")
 
 
@@ -179,13 +180,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures there")
     parser.add_argument("--add", type=Path, nargs="*", default=[], help="what --json wrote before: for table and plot")
     args = parser.parse_args()
+    if not args.checkpoints and not args.add:
+        parser.error("give a checkpoint, or --add what an earlier run wrote")
     here = machine.describe()
     print(f"{here['cpu']}, {here['cores']} cores, load {here['load_1min']}, {here['date']}")
     rows = [Compiled(**row) for file in args.add for row in json.loads(file.read_text())["rows"]]
     for checkpoint in args.checkpoints:
         out = args.out / checkpoint.name
         shutil.rmtree(out, ignore_errors=True)
-        flags = [*([] if args.calibrated else ["--data-free"]), "--references", "0", "--drop-fp16", *args.flags.split()]
+        flags = [*([] if args.calibrated else [DATA_FREE]), *FLAGS, *args.flags.split()]
         print(f"{checkpoint}: export.build {' '.join(flags)}", file=sys.stderr)
         rows.append(describe(build(checkpoint, out, flags), checkpoint, out))
         if not args.keep:

@@ -19,10 +19,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs without an installation
 from artifact.store import Store  # noqa: E402
 from export.components import components  # noqa: E402
+from export.examples import read_examples  # noqa: E402
 from export.graph_cache import prepared  # noqa: E402
 from export.options import Options  # noqa: E402
 from export.plan import Build  # noqa: E402
-from export.prompt_files import default_prompts, read_prompts  # noqa: E402
 from export.quantise import ask_for, find, sample_keys  # noqa: E402
 from export.source import open_source  # noqa: E402
 from export.stages import Stages  # noqa: E402
@@ -62,8 +62,8 @@ def main() -> None:
     part = build.denoiser
     layers = find(build, part, prepared(source, part, options.dtype, store))
     recipes = ask_for(build, part, layers)[PRESET]
-    prompts = read_prompts(options.prompts or default_prompts(source))[: options.calibration]
-    keys, index = sample_keys(build, layers, prompts), source.weights(part.module)
+    calibration, _ = read_examples(options, source)
+    keys, index = sample_keys(build, layers, calibration), source.weights(part.module)
     print(f"{'error of the output, %':64}" + "".join(f"{beta:>8}" for beta in BETAS) + "  calibrated")
     rows = []
     for layer in layers:

@@ -20,19 +20,20 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-FLAGS = ["--data-free", "--references", "0", "--drop-fp16"]  # as bench/compile.py has them
+sys.path.insert(0, str(ROOT))  # runs without an installation
+from bench.compile import DATA_FREE, FLAGS  # noqa: E402
 
 
 def start(checkpoint: Path, out: Path, log: Path) -> subprocess.Popen[bytes]:
     """The build in a session of its own, so that its workers can be killed with it."""
-    command = [sys.executable, "-m", "export.build", "--model", str(checkpoint), "--out", str(out), *FLAGS]
+    command = [sys.executable, "-m", "export.build", "--model", str(checkpoint), "--out", str(out), DATA_FREE, *FLAGS]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
     with open(log, "ab") as f:
         return subprocess.Popen(command, stdout=f, stderr=f, env=environment, start_new_session=True)
 
 
 def kill_session(process: subprocess.Popen[bytes]) -> int:
-    """SIGKILL to every process of the build's session, group by group; how many there were."""
+    """SIGKILL to every process of the build's session; how many there were."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

@@ -31,6 +31,22 @@ def assemble(
     No weights are read. `on_step` hears (step, of how many) before every call of the denoiser. Raises UserError for an
     unknown task, and where this diffusers lacks the class or a folder of the artifact is missing.
     """
+    pipeline_class = class_for(artifact, task)
+    modules = _stand_ins(artifact, sessions)
+    given = {**modules, **_folders(artifact), **artifact.manifest.get("pipeline_config", {})}
+    given["requires_safety_checker"] = False
+    parameters = inspect.signature(pipeline_class).parameters
+    arguments = {n: given.get(n, None if p.default is p.empty else p.default) for n, p in parameters.items()}
+    pipe = pipeline_class(**arguments)
+    if on_step is not None:
+        packed = layout(artifact.manifest["components"]).latents.packed
+        denoiser = artifact.manifest["components"][artifact.component("denoiser")[0]]["module"]
+        modules[denoiser].before_step = _counted(pipe, _PACKED_TIME if packed else 1, on_step)
+    return pipe
+
+
+def class_for(artifact: Artifact, task: str = "text2image") -> Any:
+    """diffusers' class for a task on the artifact. Raises UserError as `assemble` does."""
     import diffusers
 
     if task not in TASKS:
@@ -46,17 +62,7 @@ def assemble(
                 else f"this family has no {task}."
             )
         )
-    modules = _stand_ins(artifact, sessions)
-    given = {**modules, **_folders(artifact), **artifact.manifest.get("pipeline_config", {})}
-    given["requires_safety_checker"] = False
-    parameters = inspect.signature(pipeline_class).parameters
-    arguments = {n: given.get(n, None if p.default is p.empty else p.default) for n, p in parameters.items()}
-    pipe = pipeline_class(**arguments)
-    if on_step is not None:
-        packed = layout(artifact.manifest["components"]).latents.packed
-        denoiser = artifact.manifest["components"][artifact.component("denoiser")[0]]["module"]
-        modules[denoiser].before_step = _counted(pipe, _PACKED_TIME if packed else 1, on_step)
-    return pipe
+    return pipeline_class
 
 
 def _counted(pipe: Any, scale: float, on_step: Callable[[int, int], None]) -> Callable[[float], None]:

@@ -177,7 +177,8 @@ def draw(
             part = slice(first, first + batch)
             shown = _within(progress, first, min(batch, count - first), count, f"{preset}: images")
             prompts, noise = references.prompts[part], references.noise[part]
-            parts.append(sample(pipeline, prompts, noise, references.generation, shown))
+            pictures = None if references.pictures is None else references.pictures[part]
+            parts.append(sample(pipeline, prompts, noise, references.generation, shown, pictures))
         seconds = time.perf_counter() - start
     images, latents = (np.concatenate([getattr(p, k) for p in parts]) for k in ("images", "latents"))
     return Sampled(images, latents), seconds

@@ -63,14 +63,19 @@ def layout(components: dict[str, Any]) -> Layout:
         raise UserError(f"The artifact's denoiser is a {denoiser['class']}, this version runs {known}: update it.")
     config = denoiser["config"]
     scale = _scale(vae["config"])
-    if family.packed:
+    if family.packed:  # in_channels may count a picture that is read beside the noise
         guidance = "guidance_scale" if config.get("guidance_embeds") else "true_cfg_scale"
-        rule = LatentRule(config["in_channels"] // 4, scale, True)
+        rule = LatentRule(_channels(vae["config"]), scale, True)
         return Layout(rule, 2 * scale, guidance, family.joined_guidance, template=family.template)
     rule = LatentRule(config["in_channels"], scale, False)
     # A transformer's patches; or a UNet's skip connections, which must meet at every level.
     cells = config["patch_size"] if "patch_size" in config else 2 ** (len(config["block_out_channels"]) - 1)
     return Layout(rule, scale * cells, "guidance_scale", family.joined_guidance, family.both_texts)
+
+
+def _channels(vae: dict[str, Any]) -> int:
+    """Channels of a latent cell."""
+    return int(vae["z_dim"] if "z_dim" in vae else vae["latent_channels"])  # AutoencoderKLQwenImage's name for it
 
 
 def _scale(vae: dict[str, Any]) -> int:

@@ -19,6 +19,7 @@ from artifact.manifest import Artifact
 from engines.apart import Apart
 from engines.memory import Recorder, probe, trim
 from engines.modes import MODES, import_libraries
+from engines.references import Timed
 
 WARM_UP = 1  # images drawn before any time counts
 SAMPLES = 400  # of memory over time that are kept
@@ -54,7 +55,7 @@ def measure(
         start = time.perf_counter()
         pipe = load(directory, preset, threads, verify=False, backend=backend, memory=memory, watch=recorder.mark)
         load_s = time.perf_counter() - start
-        prompts = pipe.artifact.manifest.get("references", {}).get("prompts") or ["a photograph"]
+        timed = Timed.of(pipe.artifact)
         with pipe:
             for i in range(WARM_UP + repeats):
                 if i == WARM_UP:
@@ -62,7 +63,7 @@ def measure(
                     for session in pipe.sessions.values():
                         session.latencies_ms.clear()
                 start = time.perf_counter()
-                pipe(prompts[0], seed=0)
+                pipe(timed.prompt, seed=0, **timed.given)
                 images_ms.append((time.perf_counter() - start) * 1e3)
             ran = {n: list(s.latencies_ms) for n, s in pipe.sessions.items() if s.latencies_ms}
     denoiser = ran[pipe.artifact.component("denoiser")[0]]

@@ -50,7 +50,7 @@ def estimated_bytes(artifact: Artifact, preset: str, backend: str, mode: str) ->
 
     encoders, decoder, encoder, denoiser = (of(r) for r in ("text_encoder", "vae_decoder", "vae_encoder", "denoiser"))
     if mode == "resident":
-        held = encoders + decoder + denoiser
+        held = encoders + decoder + denoiser + (encoder if artifact.pictures else 0)
     elif mode == "pipelined":
         held = denoiser + max(encoders, decoder, encoder)
     elif backend == "tensorrt":  # pipelined, with the denoiser's weights on the host

@@ -10,10 +10,11 @@ from typing import Any
 from artifact.errors import UserError, nearest
 from artifact.manifest import Artifact
 from artifact.sampling import Progress, initial_noise, sample
-from engines.assembly import assemble
+from engines.assembly import assemble, class_for
 from engines.backends import Runner, choose_backend, runner
 from engines.families import Layout, layout
 from engines.modes import choose_mode
+from engines.pictures import beside_prompts, check_given
 from engines.placement import Placement
 from engines.residency import Residency, Staged, Watch
 
@@ -43,7 +44,8 @@ class EnginePipeline:
         self.backend = choose_backend(artifact, preset, backend)
         mode = choose_mode(artifact, preset, self.backend, memory, max_memory)
         runners = {n: runner(artifact, n, preset, self.backend, threads) for n in components}
-        self._residency = Residency(runners, {n: c["role"] for n, c in components.items()}, mode, watch)
+        roles = {n: c["role"] for n, c in components.items()}
+        self._residency = Residency(runners, roles, mode, watch, encodes=artifact.pictures is not None)
         self.sessions: dict[str, Runner] = {n: Staged(n, self._residency) for n in components}
         self._pipes: dict[str, Any] = {}
         self._residency.load()
@@ -86,7 +88,7 @@ class EnginePipeline:
         *,
         image: Any = None,
         mask: Any = None,
-        strength: float = 0.6,
+        strength: float | None = None,
         steps: int | None = None,
         seed: int | Sequence[int] = 0,
         height: int | None = None,
@@ -97,10 +99,12 @@ class EnginePipeline:
     ) -> Any:
         """Draw `prompt`: a PIL image; for a list of prompts, a list of them.
 
-        With `image` (PIL, cropped and resized to width x height) it is changed instead, by `strength` in (0, 1]; with
-        `mask` (PIL, fitted likewise) only where that is white. What is None is as the model wants it. A batch with one
-        seed takes seed, seed + 1, ...; text-to-image starts from `artifact.sampling.initial_noise`, the others from
-        torch's generator, as diffusers draws it.
+        With `image` (PIL, cropped and resized to width x height) it is changed instead, by `strength` in (0, 1], 0.6
+        where that is None; with `mask` (PIL, fitted likewise) only where that is white. A pipeline that draws from
+        pictures (`artifact.pictures`) needs its image, and its mask or transparent pixels, at every call and takes no
+        strength. What is None is as the model wants it. A batch with one seed takes seed, seed + 1, ...; image-to-image
+        and inpainting start from torch's generator, as diffusers draws it, all else from
+        `artifact.sampling.initial_noise`.
         Raises UserError for values that the pipeline cannot take.
         """
         from PIL import Image
@@ -108,15 +112,26 @@ class EnginePipeline:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         call = self._call(steps, height, width, guidance, negative_prompt)
         seeds = _seeds(seed, len(prompts))
-        if mask is not None and image is None:
-            raise UserError("A mask was given without an image: give the image that it is to change.")
-        if image is None:
-            noise = initial_noise(self.layout.latents, seeds, call["height"], call["width"])
-            arrays = sample(self.diffusers(), prompts, noise, call, progress).images
+        check_given(self.artifact, image, mask, strength)
+        task = self.task(image, mask)
+        if task == "text2image":
+            size = call["height"], call["width"]
+            noise = initial_noise(self.layout.latents, seeds, *size)
+            pictures = beside_prompts(self.artifact, image, mask, len(prompts), *size)
+            arrays = sample(self.diffusers(), prompts, noise, call, progress, pictures).images
             images = [Image.fromarray(a) for a in arrays]
         else:
-            images = self._change(prompts, image, mask, strength, seeds, call, progress)
+            images = self._change(
+                task, prompts, image, mask, 0.6 if strength is None else strength, seeds, call, progress
+            )
         return images[0] if isinstance(prompt, str) else images
+
+    def task(self, image: Any, mask: Any) -> str:
+        """The task of `engines.assembly.TASKS` that a call with these is; the pictures of a pipeline that always draws
+        from some make no other."""
+        if image is None or self.artifact.pictures is not None:
+            return "text2image"
+        return "image2image" if mask is None else "inpainting"
 
     def _call(
         self, steps: int | None, height: int | None, width: int | None, guidance: float | None, negative: str | None
@@ -130,6 +145,10 @@ class EnginePipeline:
             "negative_prompt": negative,
             self.layout.guidance: guidance,
         }
+        known = inspect.signature(class_for(self.artifact).__call__).parameters
+        for what, keyword in (("negative prompt", "negative_prompt"), ("guidance", self.layout.guidance)):
+            if wanted[keyword] is not None and keyword not in known:
+                raise UserError(f"A {self.artifact.manifest['pipeline']} takes no {what}: leave it out.")
         call.update({k: v for k, v in wanted.items() if v is not None})
         for what in ("height", "width"):
             _check_size(what, call[what], self.layout.multiple)
@@ -141,6 +160,7 @@ class EnginePipeline:
 
     def _change(
         self,
+        task: str,
         prompts: list[str],
         image: Any,
         mask: Any,
@@ -161,7 +181,7 @@ class EnginePipeline:
                 f"strength {strength} of {call['num_inference_steps']} steps leaves no step to compute: "
                 "raise one of them."
             )
-        pipe = self.diffusers("image2image" if mask is None else "inpainting")
+        pipe = self.diffusers(task)
         size = (call["width"], call["height"])
         given = {"image": [ImageOps.fit(image.convert("RGB"), size)] * len(prompts)}
         if mask is not None:

@@ -26,7 +26,8 @@ def _unwatched(what: str) -> None:
 class Residency:
     """Opens and closes runners so that no more of them are in memory than the mode allows.
 
-    resident: all, from `load` to `close`; the image encoder from its first use.
+    resident: all, from `load` to `close`; the image encoder from its first use, or with `encodes`, where every image
+    is drawn from a picture, like the others.
     pipelined: the denoiser; the text encoders (and the image encoder) until its first step, the image decoder from its
     last steps, where a thread loads it, until the image is there.
     streaming: pipelined with the weights of every runner that can do so streamed from the host; where none can
@@ -36,10 +37,16 @@ class Residency:
     """
 
     def __init__(
-        self, runners: Mapping[str, Runner], roles: Mapping[str, str], mode: str, watch: Watch | None = None
+        self,
+        runners: Mapping[str, Runner],
+        roles: Mapping[str, str],
+        mode: str,
+        watch: Watch | None = None,
+        encodes: bool = False,
     ) -> None:
         self.runners, self.roles, self.mode = dict(runners), dict(roles), mode
         self.notes: list[str] = []  # sentences on what went otherwise than asked
+        self._encodes = encodes
         self._watch = watch or _unwatched
         self._open: set[str] = set()
         self._loader: _Loader | None = None
@@ -163,7 +170,8 @@ class Residency:
 
     def _kept_from_the_start(self) -> set[str]:
         if self.mode == "resident":
-            return set(self.runners) - self._of_role("vae_encoder")  # image-to-image may never come
+            unasked = set() if self._encodes else self._of_role("vae_encoder")  # image-to-image may never come
+            return set(self.runners) - unasked
         return set() if self._one_at_a_time else self._of_role("denoiser")
 
     def _tighten(self, name: str, doing: str) -> bool:

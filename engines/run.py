@@ -13,9 +13,11 @@ from artifact.command import reported
 from artifact.errors import UserError
 from artifact.files import written_whole
 from artifact.manifest import Artifact
+from artifact.pictures import read_image
 from engines.backends import BACKENDS, choose_backend
 from engines.memory import Recorder, probe
 from engines.modes import MODES
+from engines.pictures import check_given
 
 EXAMPLES = """\
 Examples:
@@ -25,6 +27,7 @@ Examples:
   python -m engines.run out/flux --preset svdq-int4 --steps 4 --seed 7 --prompt "a red fox in snow" --output fox.png
   python -m engines.run out/flux --image fox.png --strength 0.6 --prompt "the same in autumn" --output autumn.png
   python -m engines.run out/flux --image fox.png --mask sky.png --prompt "a night sky" --output night.png
+  python -m engines.run out/fill --image fox.png --mask sky.png --prompt "a night sky" --output night.png
   python -m engines.run out/flux --max-memory 12GB --prompt "a red fox in snow" --output fox.png --verbose
 """
 
@@ -37,9 +40,11 @@ def run(
     prompt: Annotated[str, typer.Option(help="What to draw.")],
     output: Annotated[Path, typer.Option(help="Image file to write (.png, .jpg, .webp).")],
     preset: Annotated[str | None, typer.Option(help="Preset to run; the artifact's first if not given.")] = None,
-    image: Annotated[Path | None, typer.Option(help="Image to start from (image-to-image).")] = None,
+    image: Annotated[Path | None, typer.Option(help="Image to start from, or to draw from beside the prompt.")] = None,
     mask: Annotated[Path | None, typer.Option(help="Image that is white where --image is to be drawn anew.")] = None,
-    strength: Annotated[float, typer.Option(help="How much of --image to change, in (0, 1].")] = 0.6,
+    strength: Annotated[
+        float | None, typer.Option(help="How much of --image to change, in (0, 1] [default: 0.6].")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps; the model's own number if not given.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the initial noise, 0 or more.")] = 0,
     height: Annotated[int | None, typer.Option(help="Height in pixels.")] = None,
@@ -63,11 +68,12 @@ def run(
         _check_output(output)
         if mask is not None and image is None:
             raise UserError(f"--mask {mask} was given without --image: give the image that it is to change.")
-        start_image = None if image is None else _read_image(image, "--image")
-        fill = None if mask is None else _read_image(mask, "--mask")
+        start_image = None if image is None else read_image(image, f"--image {image}")
+        fill = None if mask is None else read_image(mask, f"--mask {mask}")
         from engines.pipeline import EnginePipeline, choose  # after `reported` has silenced the libraries
 
         artifact = Artifact.open(out)
+        check_given(artifact, start_image, fill, strength)  # before anything is loaded
         preset = choose(artifact, preset)
         backend = choose_backend(artifact, preset, backend)
         with (
@@ -76,7 +82,7 @@ def run(
             _bar(quiet) as progress,
         ):
             # Imports and tokenizers are not the image's time.
-            pipe.diffusers("text2image" if image is None else "image2image" if mask is None else "inpainting")
+            pipe.diffusers(pipe.task(start_image, fill))
             start = time.perf_counter()
             drawn = pipe(
                 prompt,
@@ -122,18 +128,6 @@ def _check_output(path: Path) -> None:
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as e:
         raise UserError(f"--output {path} cannot be written ({e.strerror}): choose another place.") from None
-
-
-def _read_image(path: Path, option: str) -> Any:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError:
-        raise UserError(f"{option} {path} does not exist: give an image file.") from None
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as e:
-        raise UserError(f"{option} {path} cannot be read as an image ({e}): give a PNG, JPEG or WebP file.") from None
 
 
 class _bar:

@@ -76,7 +76,7 @@ def text_tokens(artifact: Artifact, component: str) -> int:
 
     CLIP's length is fixed by its position table. That of T5 and Gemma-2, and of a denoiser that reads them, is the
     pipeline's `max_sequence_length`; SD3's denoiser reads CLIP's before them. That is also the most of Qwen-Image's,
-    which pads no prompt; its text encoder sees an instruction before it.
+    which pads no prompt; its text encoder sees an instruction before it, and SANA's one of another length.
     """
     components = artifact.manifest["components"]
     row = components[component]
@@ -88,7 +88,8 @@ def text_tokens(artifact: Artifact, component: str) -> int:
     if row["role"] != "text_encoder":
         return 0
     fixed = row["config"].get("max_position_embeddings") if row["class"].startswith("CLIP") else None
-    return int(fixed or artifact.manifest["generation"]["max_sequence_length"] + layout(components).template)
+    before = layout(components).template or row.get("instruction_tokens", 0)
+    return int(fixed or artifact.manifest["generation"]["max_sequence_length"] + before)
 
 
 def input_shapes(

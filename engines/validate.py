@@ -163,6 +163,7 @@ def _run(
     against: Path | None,
     against_preset: str | None,
     prompts: Path | None,
+    pictures: Path | None,
     times: list[str],
     limits: Mapping[str, float],
     settings: Settings,
@@ -175,7 +176,7 @@ def _run(
     chosen = choose(artifact, preset)
     files = trtexec_times.files_by_component(times, list(artifact.manifest["components"]))
     other = None if against is None else Artifact.open(against)
-    comparison = choose_comparison(artifact, chosen, other, against_preset, prompts)
+    comparison = choose_comparison(artifact, chosen, other, against_preset, prompts, pictures)
     with _bar(quiet) as progress:
         return validate(artifact, chosen, comparison, settings, files, limits, progress)
 
@@ -216,6 +217,9 @@ def main(
     ] = None,
     prompts: Annotated[
         Path | None, typer.Option(help="Text file of own prompts, one a line, compared with fp16's images of them.")
+    ] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Directory of pictures beside them, for pipelines that draw from one.")
     ] = None,
     max_latency_ms: Annotated[float | None, typer.Option(help="Budget: median from prompt to picture.")] = None,
     max_step_ms: Annotated[float | None, typer.Option(help="Budget: median of a denoising step.")] = None,
@@ -261,7 +265,7 @@ def main(
                 "min_prompt_score": min_prompt_score,
             }
         )
-        result = _run(out, preset, against, against_preset, prompts, times or [], limits,
+        result = _run(out, preset, against, against_preset, prompts, pictures, times or [], limits,
                       Settings(backend, threads, memory, max_memory, runs, max_seconds), quiet)  # fmt: skip
     if as_json:
         print(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False))

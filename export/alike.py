@@ -31,8 +31,8 @@ class Run:
 def shorten(module: torch.nn.Module) -> list[Run]:
     """Take out, in place, all but KEPT blocks of every run of more; the others keep their names. Returns what it did.
 
-    Only lists that a forward walks through can lose blocks unnoticed: one that asks for a block by number raises
-    IndexError then, or reads another one, which `repeat` has to find out.
+    Only lists that a forward walks through can lose blocks: one that asks for a block by its number finds none there
+    and raises.
     """
     runs = []
     for path, parent in _lists(module, ""):

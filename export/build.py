@@ -26,6 +26,9 @@ Examples:
   python -m export.build --model path/to/pipeline --prompts prompts.txt --out out/mine
       your own model, calibrated on your own prompts
 
+  python -m export.build --model path/to/flux-fill --prompts prompts.txt --pictures masked --out out/fill
+      a model that draws from a picture and its mask (fox.png, fox.mask.png) beside every prompt
+
   python -m export.build --config build.yaml
       the same flags from a file; flags on the command line win
 """
@@ -64,12 +67,18 @@ def main(
     dtype: Annotated[str, typer.Option(help="Type of the graphs: float16 or float32.")] = Options.dtype,
     data_free: Annotated[bool, typer.Option("--data-free", help="Calibrate on nothing: weights alone.")] = False,
     prompts: Annotated[Path | None, typer.Option(help="Calibration prompts, one per line, UTF-8.")] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Directory of pictures beside them, for pipelines that draw from one.")
+    ] = None,
     calibration: Annotated[int, typer.Option(help="How many calibration prompts are used.")] = Options.calibration,
     rows: Annotated[int, typer.Option(help="Calibration samples kept per layer input.")] = Options.rows,
     reference_prompts: Annotated[Path | None, typer.Option(help="Prompts that the report is measured on.")] = None,
     references: Annotated[
         int, typer.Option(help="How many of them are used; 0: measure nothing.")
     ] = Options.references,
+    reference_pictures: Annotated[
+        Path | None, typer.Option(help="Directory of the pictures beside those [default: that of --pictures].")
+    ] = None,
     keep_fp16: Annotated[
         bool | None,
         typer.Option("--keep-fp16/--drop-fp16", help="Write the 16-bit graphs, too [default: up to 2 GiB]."),

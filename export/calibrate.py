@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from artifact.pictures import Pictures
 from artifact.sampling import Progress, initial_noise, sample
 from export.batches import batch_size, batches, within
+from export.between import fitting
+from export.blockwise import block_by_block
 from export.components import latent_rule
 from export.pipeline import denoiser_of
 from export.prompt_files import default_prompts, read_prompts, reference_prompts
@@ -22,6 +26,7 @@ from export.source import Source
 __all__ = ["Reservoir", "calibrate", "default_prompts", "read_prompts", "reference_prompts"]
 
 MOST_PER_CALL = 32
+MOST_BETWEEN = 4 << 30  # bytes, about, that blocks hand to each other
 
 
 class Reservoir:
@@ -66,9 +71,16 @@ def calibrate(
     seeds: Sequence[int],
     rows: int,
     seed: int,
+    directory: Path,
     progress: Progress | None = None,
+    pictures: Pictures | None = None,
 ) -> dict[str, np.ndarray]:
-    """Run the pipeline on `prompts` (with `seeds`' noise) over all steps and sample the inputs of `modules`.
+    """Run the pipeline on `prompts` (with `seeds`' noise and, where it takes some, `pictures`) over all steps and
+    sample the inputs of `modules`.
+
+    At every step all prompts go through a block of the denoiser before the next block runs (blockwise.py): weights
+    that are not in memory are read once a step. What blocks hand on, about MOST_BETWEEN bytes at most, lies in
+    `directory`.
 
     `modules`: {key: dotted path of a linear or 1x1 convolution in the denoiser}; inputs that several linears share
     are named once. Returns {key: [at most `rows`, K] float16 (float32 where it would overflow)}, K last also for
@@ -81,10 +93,14 @@ def calibrate(
     ]
     rule, generation = latent_rule(source), source.generation
     size = batch_size(rule, generation, MOST_PER_CALL)
+    together = max(size, fitting(source, MOST_BETWEEN, min(len(prompts), MOST_PER_CALL), size))
     try:
-        for part in batches(len(prompts), size):
+        for part in batches(len(prompts), together):
             noise = initial_noise(rule, seeds[part], generation["height"], generation["width"])
-            sample(pipe, prompts[part], noise, generation, within(progress, part, len(prompts), "calibrating"))
+            ticks = within(progress, part, len(prompts), "calibrating")
+            beside = None if pictures is None else pictures[part]
+            with block_by_block(denoiser, size, part.stop - part.start, directory):
+                sample(pipe, prompts[part], noise, generation, ticks, decode=False, pictures=beside)
     finally:
         for hook in hooks:
             hook.remove()

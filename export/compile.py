@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,10 @@ from artifact.free import available_bytes
 from artifact.lock import held
 from artifact.manifest import Artifact
 from engines import targets
-from export.components import latent_rule
+from export.components import latent_rule, picture_rule
 from export.deliver import deliver
 from export.describe import copy_folders, describe_components, describe_layers, pipeline_settings, remove_stale
+from export.examples import Examples
 from export.options import BASELINE, Options
 from export.plan import Build, planned
 from export.quantise import ask, calibrate_all, find_all, solve_all
@@ -38,8 +38,8 @@ def compile_model(options: Options, stages: Stages) -> tuple[Artifact, dict[str,
     samples, layers and references are found in the store.
     """
     with stages.stage("model"):
-        # Prompts are read now, so that a bad file is refused before anything is written.
-        build, calibration, prompts = planned(options, stages)
+        # Prompts and pictures are read now, so that a bad file is refused before anything is written.
+        build, calibration, examples = planned(options, stages)
     target, source, out = targets.find(options.target), build.source, build.out
     with held(out), build.store.in_use():
         remove_partials(out, shared=build.store.root)
@@ -52,13 +52,13 @@ def compile_model(options: Options, stages: Stages) -> tuple[Artifact, dict[str,
         pipe = _LazyPipeline(source, options.memory_limit)
         samples = calibrate_all(build, of_denoiser, calibration, pipe)
         solved = solve_all(build, layers, asked, samples)
-        drawn = _references(build, prompts, pipe)
+        drawn = _references(build, examples, pipe)
         # Without its manifest the directory is no artifact: a kill from here on leaves none that is half old.
         (out / manifests.NAME).unlink(missing_ok=True)
         references: dict[str, Any] = {}
         if drawn is not None:
             files = write_references(drawn, out)
-            references = {"prompts": prompts, "seeds": drawn.record["seeds"], "files": files}
+            references = {"prompts": examples.prompts, "seeds": drawn.record["seeds"], "files": files}
         models = rewrite(build, graphs, solved, refused)
         checks, unchecked = _check(build, models.portable)
         folders = copy_folders(build)
@@ -73,6 +73,7 @@ def compile_model(options: Options, stages: Stages) -> tuple[Artifact, dict[str,
             "generation": build.source.generation,
             "pipeline_config": pipeline_settings(source.index),
             "latents": latent_rule(source).to_json(),
+            "pictures": rule.to_json() if (rule := picture_rule(source)) else None,
             "presets": build.presets,
             "components": describe_components(build, graphs, models),
             "folders": folders,
@@ -135,13 +136,14 @@ def _export(build: Build) -> dict[str, ir.Model]:
     return graphs
 
 
-def _references(build: Build, prompts: Sequence[str], pipe: _LazyPipeline) -> References | None:
+def _references(build: Build, examples: Examples, pipe: _LazyPipeline) -> References | None:
     """The 16-bit pipeline's images and latents, stored for validation where that does not fit; None where none are."""
+    prompts = examples.prompts
     if not prompts:
         return None
     seeds = [build.options.seed + i for i in range(len(prompts))]
     with build.stages.stage("references") as tick:
-        return draw_references(build.source, pipe, prompts, seeds, build.store, tick)
+        return draw_references(build.source, pipe, prompts, seeds, build.store, tick, examples.pictures)
 
 
 def _check(build: Build, models: Models) -> tuple[dict[str, Any], list[str]]:

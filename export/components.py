@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from artifact.errors import UserError, nearest
+from artifact.pictures import PictureRule
 from artifact.sampling import LatentRule
 from export.families import MODULES, ROWS, pipeline_row
 from export.families.row import MASKED, Row
@@ -49,9 +50,12 @@ class Component:
 def components(source: Source) -> list[Component]:
     """The graphs of a pipeline in the order in which a run needs them.
 
-    Raises UserError for a pipeline or a module class that is not supported, naming those that are.
+    Raises UserError for a pipeline or a module class that is not supported, naming those that are, and for modules that
+    do not fit each other.
     """
     pipeline = pipeline_row(source.pipeline)
+    if reason := pipeline.refuse(source.config):
+        raise UserError(f"{source.name} is no {source.pipeline}: {reason}.")
     upcast = pipeline.float32(source.config)
     found = []
     for module, cls in source.modules.items():
@@ -77,3 +81,8 @@ def known() -> list[str]:
 def latent_rule(source: Source) -> LatentRule:
     """How the pipeline's initial latents are laid out."""
     return pipeline_row(source.pipeline).latents(source.config)
+
+
+def picture_rule(source: Source) -> PictureRule | None:
+    """What the pipeline takes beside every prompt; None for text alone."""
+    return pipeline_row(source.pipeline).pictures

@@ -11,8 +11,11 @@ from typing import Any
 import onnx_ir as ir
 
 from artifact.files import written_whole
+from engines.instruction import instruction_tokens
+from export.components import Component
 from export.plan import Build
 from export.rewrite import Models, Written
+from export.source import Source
 from passes.layers import Layer
 from passes.solved import Solved
 from passes.solver.solved import ARRAYS
@@ -49,8 +52,17 @@ def describe_components(build: Build, graphs: Mapping[str, ir.Model], models: Wr
             "tensorrt": paths(models.tensorrt, part.name),
             "inputs": [v.name for v in graph.inputs],
             "outputs": [v.name for v in graph.outputs],
-        }
+        } | text_settings(build.source, part)
     return described
+
+
+def text_settings(source: Source, part: Component) -> dict[str, int]:
+    """What the pipeline puts before a prompt of this text encoder, in tokens; {} where nothing."""
+    if part.role != "text_encoder":
+        return {}
+    folder = source.root / part.module.replace("text_encoder", "tokenizer")
+    more = instruction_tokens(source.pipeline, source.generation, folder)
+    return {"instruction_tokens": more} if more else {}
 
 
 def describe_layers(

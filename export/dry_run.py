@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -19,13 +19,14 @@ from export.estimate import (
     EXPORT_S,
     READ_S,
     WRITE_S,
+    WRITING_BYTES,
     checking_bytes,
     exporting_bytes,
     pipeline_bytes,
     solving_bytes,
     solving_seconds,
-    writing_bytes,
 )
+from export.examples import Examples
 from export.graph_cache import graph_key, load_prepared
 from export.options import BASELINE, Options
 from export.plan import Build, planned
@@ -44,8 +45,8 @@ def dry_run(options: Options, console: Any = None) -> Plan:
 
     Raises UserError as `compile_model` would, for all that shows before anything is computed.
     """
-    build, calibration, prompts = planned(options, Stages(quiet=True))
-    found = plan(build, calibration, prompts)
+    build, calibration, examples = planned(options, Stages(quiet=True))
+    found = plan(build, calibration, examples)
     show(build, found, console)
     return found
 
@@ -84,7 +85,7 @@ class Plan:
     seconds: float
 
 
-def plan(build: Build, calibration: Sequence[str], prompts: Sequence[str]) -> Plan:
+def plan(build: Build, calibration: Examples, examples: Examples) -> Plan:
     """A row for every component and form that the build would write. Nothing is exported, solved or written."""
     stored = {c.name: load_prepared(build.store, graph_key(c, build.options.dtype)) for c in build.components}
     graphs = {name: graph for name, graph in stored.items() if graph is not None}
@@ -96,8 +97,8 @@ def plan(build: Build, calibration: Sequence[str], prompts: Sequence[str]) -> Pl
         seen = keys if part is build.denoiser else {}
         for form in build.forms(part):
             rows.append(_planned(build, part, form, layers[part.name], part.name in graphs, seen, solving))
-    seeds = [build.options.seed + i for i in range(len(prompts))]
-    images = references.kept(build.source, prompts, seeds, build.store), len(prompts)
+    seeds = [build.options.seed + i for i in range(len(examples.prompts))]
+    images = references.kept(build.source, examples, seeds, build.store), len(examples.prompts)
     samples = None
     if build.denoiser.name in graphs:
         unique = set(keys.values())
@@ -108,7 +109,7 @@ def plan(build: Build, calibration: Sequence[str], prompts: Sequence[str]) -> Pl
         "export": exporting_bytes(build, missing) if missing else 0,
         "solve": solving_bytes(build, solving),
         "calibrate and draw": 0,
-        "rewrite": writing_bytes(build),
+        "rewrite": WRITING_BYTES,
         "check": checking_bytes(build, [part for part, reason in obstacles if reason is None]),
     }
     if images[0] < images[1] or (keys and (samples is None or samples[0] < samples[1])):

@@ -26,6 +26,7 @@ WRITE_S = 7.5e-9  # per byte of a form
 #: Anonymous memory of the build itself, of its graphs while they are rewritten, of a process that exports one.
 BUILD_BYTES, GRAPH_BYTES, EXPORT_BYTES = 450_000_000, 450_000_000, 550_000_000
 HELD = BUILD_BYTES + GRAPH_BYTES  # throughout, once graphs are there
+WRITING_BYTES = HELD + 250_000_000  # beside them two solved layers and a piece of a weight
 
 
 def solving_seconds(layers: Iterable[Layer], recipes: dict[str, Recipe], workers: int) -> float:
@@ -56,16 +57,6 @@ def solving_bytes(build: Build, layers: Sequence[tuple[Layer, Recipe, int]]) -> 
         if number < count and (not number or taken + size <= limit):
             taken, number = taken + size, number + 1
     return HELD + taken
-
-
-def writing_bytes(build: Build) -> int:
-    """Peak while forms are written: the largest tensor that is converted to the graph's type, beside a few layers."""
-    sizes = [
-        math.prod(weight.shape) * (4 if part.dtype(build.options.dtype) == "float32" else 2)
-        for part in build.components
-        for weight in build.source.weights(part.module).values()
-    ]
-    return HELD + max(sizes)
 
 
 def checking_bytes(build: Build, compared: Iterable[Component]) -> int:

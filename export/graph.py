@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from export.alike import shorten
+from export.alike import Run, shorten
 from export.components import DTYPES, Component
 from export.fake_module import fake_module
 from export.fold import simplify
@@ -39,22 +40,28 @@ def prepare(source: Source, component: Component, dtype: str) -> ir.Model:
 def export_graph(component: Component, dtype: str, whole: bool = False) -> ir.Model:
     """The graph alone, its weights still bound to no file.
 
-    Of blocks that are alike three are exported and repeated, unless that fails or the `whole` is asked for; the graph
-    is the same to the byte. The exporter's time and memory grow with what it exports.
+    Of blocks that are alike four are exported and one of them repeated, unless that fails, which is said, or the
+    `whole` is asked for; the graph is the same to the byte. The exporter's time and memory grow with what it exports.
     """
-    if not whole:
-        try:
-            return _exported(component, dtype, short=True)
-        except Exception as e:  # whatever a model without some of its blocks does, with all of them it may not
-            _LOG.info("%s: exported with all blocks: %s", component.name, e)
-    return _exported(component, dtype, short=False)
+    module, mode = fake_module(component, component.dtype(dtype))
+    runs = [] if whole else shorten(module)
+    try:
+        return _exported(component, component.dtype(dtype), module, mode, runs)
+    except Exception as e:  # what a model does without some of its blocks, it may not do with all of them
+        if not runs:
+            raise
+        _LOG.warning("%s is exported with all of its blocks, which takes longer: %s", component.name, _first_line(e))
+    return export_graph(component, dtype, whole=True)
 
 
-def _exported(component: Component, dtype: str, short: bool) -> ir.Model:
-    dtype = component.dtype(dtype)
+def _first_line(e: Exception) -> str:
+    return next(iter(str(e).splitlines()), type(e).__name__)
+
+
+def _exported(
+    component: Component, dtype: str, module: torch.nn.Module, mode: FakeTensorMode, runs: Sequence[Run]
+) -> ir.Model:
     row = component.row
-    module, mode = fake_module(component, dtype)
-    runs = shorten(module) if short else []
     weights = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     with mode:
         generator = torch.Generator().manual_seed(0)

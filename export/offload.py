@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from accelerate import init_empty_weights
-from accelerate.hooks import attach_align_device_hook
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+from accelerate.utils import PrefixedDataset
 
 from export.components import Component
+from export.parts import MOST_BYTES, opened, parts
 from export.safetensors_index import WeightIndex
 from export.source import Source
 from export.weights import find_weight
@@ -34,11 +36,14 @@ class _Weights(Mapping[str, torch.Tensor]):
         return len(self._names)
 
 
-def offloaded(source: Source, component: Component, device: str, dtype: torch.dtype) -> torch.nn.Module:
+def offloaded(
+    source: Source, component: Component, device: str, dtype: torch.dtype, most: int = MOST_BYTES
+) -> torch.nn.Module:
     """The component's torch module on `device`, computing in `dtype`, with no weight in memory between its parts' runs.
 
-    Memory is that of the largest layer and of the activations; every run reads all weights, so many samples belong in
-    one batch. Buffers are in no file and stay in memory. Raises UserError where weights and config do not fit.
+    Memory is that of the largest part (parts.py: `most` bytes of weights) and of the activations; every run reads all
+    weights, so many samples belong in one batch. Buffers stay in memory. Raises UserError where
+    weights and config do not fit.
     """
     with init_empty_weights(include_buffers=False):
         module = component.row.build(component.config)
@@ -47,5 +52,13 @@ def offloaded(source: Source, component: Component, device: str, dtype: torch.dt
     for name in names:
         find_weight(component, index, name)  # before an hour of work, not in it
     weights = _Weights(component, index, names, dtype)
-    attach_align_device_hook(module, execution_device=device, offload=True, weights_map=weights)
+    for name, buffer in module.named_buffers():
+        if name in index:  # SD3's table of positions: as it was trained, not as the class computes it
+            buffer.copy_(weights[name])
+    around, inside = list(opened(module, most)), list(parts(module, most))
+    for found, whole in ((around, False), (inside, True)):
+        for name, part in found:
+            its = PrefixedDataset(weights, f"{name}." if name else "")
+            hook = AlignDevicesHook(device, offload=True, weights_map=its, place_submodules=whole)
+            add_hook_to_module(part, hook)
     return module.eval()

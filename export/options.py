@@ -36,7 +36,9 @@ class Options:
     calibration  how many of them are used
     rows         calibration samples kept per layer input
     data_free    no calibration: the solver sees weights alone
+    pictures     directory of what the pipeline reads beside the calibration prompts, where it does
     reference_prompts, references  file and number of the prompts that the report is measured on; 0: no measurement
+    reference_pictures  directory of their pictures; default `pictures`
     keep_fp16    whether the 16-bit graphs of quantised components are written; None: where they are small
     text_encoder_bits  "4" (weights alone), "16", or "auto": 4 bits for large ones
     steps        denoising steps of calibration and references
@@ -60,11 +62,13 @@ class Options:
     group_size: int | None = None
     dtype: str = "float16"
     prompts: Path | None = None
+    pictures: Path | None = None
     calibration: int = 32
     rows: int = 512
     data_free: bool = False
     reference_prompts: Path | None = None
     references: int = 16
+    reference_pictures: Path | None = None
     keep_fp16: bool | None = None
     text_encoder_bits: str = "auto"
     steps: int | None = None
@@ -94,6 +98,11 @@ class Options:
         """The presets that were asked for, the default first."""
         return list(dict.fromkeys([self.preset, *self.compare]))
 
+    @property
+    def calibrates(self) -> bool:
+        """Whether the 16-bit pipeline runs so that layers are solved on what they see."""
+        return not self.data_free and any(PRESETS[p].quantises for p in self.presets)
+
     def check(self) -> None:
         """Raises UserError for a value that no build can have, before anything is read or written."""
         target = targets.find(self.target)
@@ -115,6 +124,11 @@ class Options:
             raise UserError(f"--text-encoder-bits is {self.text_encoder_bits!r}: give 4, 16 or auto.")
         if self.data_free and self.prompts is not None:
             raise UserError("--data-free calibrates on nothing: leave out --prompts, or --data-free.")
+        if self.data_free and self.pictures is not None:
+            raise UserError(
+                "--data-free calibrates on nothing: leave out --pictures (--reference-pictures names those of the "
+                "references), or --data-free."
+            )
         if self.references < 0:
             raise UserError(f"--references is {self.references}: give a number of prompts, or 0 for no measurement.")
         for flag in ("calibration", "rows", "steps", "jobs"):

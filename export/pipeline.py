@@ -13,6 +13,7 @@ from artifact.free import available_bytes
 from export.components import Component, components
 from export.families import pipeline_row
 from export.offload import offloaded
+from export.parts import MOST_BYTES
 from export.source import Source
 
 
@@ -21,14 +22,17 @@ def load_pipeline(source: Source, max_bytes: int | None = None) -> Any:
 
     On a CPU the 16-bit weights compute in float32; on a GPU in float16, or bfloat16 where the files are bfloat16. What
     would not fit `max_bytes` (None: 70 % of the memory that is free) stays in its files, the largest module first, and
-    is read while it runs (offload.py). Raises UserError for a pipeline class that is not supported.
+    is read while it runs (offload.py), a quarter of `max_bytes` at a time at most. Raises UserError for a pipeline
+    class that is not supported.
     """
     import diffusers
 
     cls = getattr(diffusers, pipeline_row(source.pipeline).cls)
     device, dtype = _arithmetic(source)
-    left_out = _too_large(source, dtype, _free(device) * 7 // 10 if max_bytes is None else max_bytes)
-    extra: dict[str, Any] = {c.module: offloaded(source, c, device, dtype) for c in left_out}
+    most = _free(device) * 7 // 10 if max_bytes is None else max_bytes
+    left_out = _too_large(source, dtype, most)
+    part = min(MOST_BYTES, most // 4)
+    extra: dict[str, Any] = {c.module: offloaded(source, c, device, dtype, part) for c in left_out}
     if source.index.get("safety_checker") is not None:
         extra["safety_checker"] = None
     with _no_advice():

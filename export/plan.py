@@ -9,8 +9,8 @@ from pathlib import Path
 
 from artifact.store import Store
 from export.components import Component, components
+from export.examples import Examples, read_examples
 from export.options import BASELINE, Options
-from export.prompt_files import default_prompts, read_prompts, reference_prompts
 from export.source import Source, open_source
 from export.stages import Stages
 from passes.policy import Policy
@@ -87,8 +87,8 @@ class Build:
         return list(dict.fromkeys(self.form(part, p) for p in self.presets))
 
 
-def planned(options: Options, stages: Stages) -> tuple[Build, list[str], list[str]]:
-    """The build that `options` ask for, the prompts that it calibrates on and those that it is measured on.
+def planned(options: Options, stages: Stages) -> tuple[Build, Examples, Examples]:
+    """The build that `options` ask for, the examples that it calibrates on and those that it is measured on.
 
     Reads and checks the source, writes nothing. Raises UserError for all that shows before anything is computed.
     """
@@ -97,9 +97,8 @@ def planned(options: Options, stages: Stages) -> tuple[Build, list[str], list[st
     if options.steps is not None:
         source = replace(source, generation={**source.generation, "num_inference_steps": options.steps})
     parts = components(source)
-    calibration = read_prompts(options.prompts or default_prompts(source))[: options.calibration]
-    prompts = read_prompts(options.reference_prompts or reference_prompts(source))[: options.references]
+    calibration, drawn = read_examples(options, source)
     out = options.out or Path("out") / Path(source.name).name
     limit = None if options.cache_limit is None else int(options.cache_limit * 1e9)
     store = Store(options.cache or out / ".cache", limit)
-    return Build(options, source, parts, out, store, stages), calibration, prompts
+    return Build(options, source, parts, out, store, stages), calibration, drawn

@@ -12,6 +12,7 @@ from artifact.errors import UserError
 from artifact.free import available_cores
 from artifact.store import key_of
 from export.components import Component
+from export.examples import Examples
 from export.options import Options
 from export.plan import Build
 from passes.layers import Layer, find_layers, quantised
@@ -58,7 +59,7 @@ def ask_for(build: Build, part: Component, layers: Sequence[Layer]) -> dict[str,
     }
 
 
-def sample_keys(build: Build, layers: Sequence[Layer], prompts: Sequence[str]) -> dict[str, str]:
+def sample_keys(build: Build, layers: Sequence[Layer], examples: Examples) -> dict[str, str]:
     """Store keys of the denoiser's samples by Layer.input; none without calibration."""
     from export.pipeline import arithmetic
 
@@ -68,22 +69,32 @@ def sample_keys(build: Build, layers: Sequence[Layer], prompts: Sequence[str]) -
     versions = [f"{p} {version(p)}" for p in ("torch", "diffusers", "transformers")]
     generation = repr(sorted(build.source.generation.items()))
     drawn = f"rows {options.rows} seed {options.seed}"
-    run = key_of("samples 2", build.source.sha256, generation, drawn, arithmetic(build.source), *versions, *prompts)
+    seen = [*examples.prompts, *([] if examples.pictures is None else [examples.pictures.digest])]
+    run = key_of("samples 2", build.source.sha256, generation, drawn, arithmetic(build.source), *versions, *seen)
     return {layer.input: key_of(run, layer.module) for layer in layers}
 
 
-def calibrate_all(
-    build: Build, layers: Sequence[Layer], prompts: Sequence[str], pipe: Callable[[], Any]
-) -> dict[str, str]:
+def calibrate_all(build: Build, layers: Sequence[Layer], examples: Examples, pipe: Callable[[], Any]) -> dict[str, str]:
     """Store keys of the denoiser's samples by Layer.input; the pipeline runs only where some are missing."""
     from export.calibrate import calibrate
 
-    options, keys = build.options, sample_keys(build, layers, prompts)
+    options, keys, prompts = build.options, sample_keys(build, layers, examples), examples.prompts
     modules = {layer.input: layer.module for layer in layers}
     if any(build.store.get_bytes(k) is None for k in keys.values()):
         with build.stages.stage("calibrate") as tick:
             seeds = [options.seed + i for i in range(len(prompts))]
-            found = calibrate(build.source, pipe(), modules, prompts, seeds, options.rows, options.seed, tick)
+            found = calibrate(
+                build.source,
+                pipe(),
+                modules,
+                prompts,
+                seeds,
+                options.rows,
+                options.seed,
+                build.store.root,
+                tick,
+                examples.pictures,
+            )
             for name, rows in found.items():
                 build.store.put_arrays(keys[name], {"samples": rows}, {})
     return keys

@@ -82,6 +82,7 @@ def _repeat(graph: ir.Graph, run: Run) -> None:
     readers = {v: [u for u in v.uses() if not third.has(u.node)] for n in third.nodes for v in n.outputs}
     outputs = {v: i for i, v in enumerate(graph.outputs)}
     place = third.nodes[-1]
+    _check_order(graph, place, {u.node for uses in readers.values() for u in uses})
     for name in run.left_out:
         copies, place = _copy(graph, third, _Block(run.path(name)), before, place)
         before = {value: copies[same[value]] for value in before}
@@ -116,6 +117,15 @@ def _check_readers(block: _Block, values: Iterable[ir.Value], following: _Block)
             raise NotAlikeError(f"{value.name} of {block.path} is read behind {following.path}, too")
 
 
+def _check_order(graph: ir.Graph, last: ir.Node, readers: set[ir.Node]) -> None:
+    """Raises NotAlikeError where one of `readers` comes before `last`, behind which the copies are put."""
+    for node in graph:
+        if node is last:
+            return
+        if node in readers:
+            raise NotAlikeError(f"{node.name} reads a block before that has ended")
+
+
 def _corresponds(
     x: ir.Value | None, y: ir.Value | None, first: _Block, second: _Block, third: _Block,
     same: _Values, carried: _Values,
@@ -135,8 +145,9 @@ def _corresponds(
 
 
 def _kind(node: ir.Node) -> tuple[object, ...]:
-    attributes = sorted((k, a.type, str(a.value)) for k, a in node.attributes.items())
-    return node.domain, node.op_type, node.overload, len(node.inputs), len(node.outputs), tuple(attributes)
+    """What equal nodes have in common; a tensor or a graph as an attribute equals no other."""
+    attributes = {k: (a.type, a.value) for k, a in node.attributes.items()}
+    return node.domain, node.op_type, node.overload, len(node.inputs), len(node.outputs), attributes
 
 
 def _equal(x: ir.Value, y: ir.Value) -> bool:

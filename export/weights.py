@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from functools import partial
+from typing import Any, cast
 
 import ml_dtypes
 import numpy as np
@@ -15,6 +16,7 @@ from export.components import Component
 from export.safetensors_index import Weight
 from export.source import Source
 
+PIECE_BYTES = 64 << 20  # of a converted weight in memory while it is written
 UNBOUND = "weights"  # location of a weight that no file has been named for yet
 _ONNX_TYPE = {
     "F64": ir.DataType.DOUBLE, "F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "BF16": ir.DataType.BFLOAT16,
@@ -82,14 +84,25 @@ def _tensor(weight: Weight, dtype: ir.DataType, name: str, last_frame: bool) -> 
         return ir.ExternalTensor(
             file.name, weight.offset, weight.nbytes, dtype, shape=shape, name=name, base_dir=str(file.parent)
         )
-    return ir.LazyTensor(partial(_converted, weight, dtype, name, last_frame), dtype=dtype, shape=shape, name=name)
+    return _Converted(partial(_converted, weight, dtype, name, last_frame), dtype=dtype, shape=shape, name=name)
 
 
-def _converted(weight: Weight, dtype: ir.DataType, name: str, last_frame: bool) -> ir.Tensor:
-    """Read and round. Raises UserError where float16 cannot hold a value."""
+def _converted(weight: Weight, dtype: ir.DataType, name: str, last_frame: bool, rows: slice = slice(None)) -> ir.Tensor:
+    """Read and round those `rows` of a weight. Raises UserError where float16 cannot hold a value."""
     data = weight.read()[..., -1, :, :] if last_frame else weight.read()
+    data = data[rows] if data.ndim else data
     if dtype == ir.DataType.FLOAT16 and data.dtype in (np.float32, np.float64, ml_dtypes.bfloat16):
         largest = float(np.abs(data).max(initial=0))
         if largest > float(np.finfo(np.float16).max):
             raise UserError(f"{weight.name} reaches {largest:.3g}, beyond float16: build with --dtype float32.")
     return ir.Tensor(data.astype(dtype.numpy()), dtype=dtype, name=name)
+
+
+class _Converted(ir.LazyTensor):
+    """A weight of another dtype in the file: written some rows at a time, for embeddings have gigabytes."""
+
+    def tofile(self, file: Any) -> None:
+        rows, convert = self.shape.numpy()[0] if len(self.shape) else 1, cast(Any, self.raw)
+        step = max(1, PIECE_BYTES * rows // max(1, self.nbytes))
+        for start in range(0, rows, step):
+            convert(rows=slice(start, start + step)).tofile(file)

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 
 from artifact.manifest import Artifact
+from artifact.pictures import any_pictures
 from artifact.sampling import initial_noise, sample
 from engines.cost.ceilings import OTHER_DATA, Ceilings
 from engines.cost.graph import read
 from engines.cost.probes import STEPS
 from engines.families import layout
+from engines.references import Timed
 from engines.shapes import graph_inputs, input_shapes
 
 Size = tuple[int, int, int]  # batch, height, width in pixels
@@ -87,7 +89,9 @@ class Host:
             inputs = [i.name for i in graph_inputs(model)]
             self._stand_ins[name] = StandIn(name, inputs, made, self._clock)
         self._pipe = assemble(artifact, self._stand_ins)
-        self._prompts = artifact.manifest.get("references", {}).get("prompts", ["a photograph"])[:1] * batch
+        self._prompts = [Timed.of(artifact).prompt] * batch
+        pictures = artifact.pictures
+        self._pictures = None if pictures is None else any_pictures(pictures, batch, height, width)
         rule = layout(artifact.manifest["components"]).latents
         self._noise = initial_noise(rule, range(batch), height, width)
         self._call = artifact.manifest["generation"] | {"height": height, "width": width}
@@ -102,5 +106,6 @@ class Host:
         for each in self._stand_ins.values():
             each.spent = 0.0
         start = self._clock()
-        sample(self._pipe, self._prompts, self._noise, self._call | {"num_inference_steps": steps})
+        call = self._call | {"num_inference_steps": steps}
+        sample(self._pipe, self._prompts, self._noise, call, pictures=self._pictures)
         return self._clock() - start - sum(each.spent for each in self._stand_ins.values())

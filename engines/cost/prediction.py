@@ -216,7 +216,7 @@ def check(artifact: Artifact, height: int, width: int, steps: int, batch: int) -
 
 def calls_per_image(artifact: Artifact, steps: int) -> dict[str, int]:
     """How often text to image calls each component: under classifier-free guidance a text encoder twice, a denoiser
-    twice a step unless it takes both halves at once."""
+    twice a step unless it takes both halves at once; the image encoder where there is a picture beside the text."""
     components, generation = artifact.manifest["components"], artifact.manifest["generation"]
     family = layout(components)
     guidance = generation.get(family.guidance, 1.0)
@@ -226,6 +226,7 @@ def calls_per_image(artifact: Artifact, steps: int) -> dict[str, int]:
         "text_encoder": 2 if guided else 1,
         "denoiser": steps * (2 if guided and not family.joined_guidance else 1),
         "vae_decoder": 1,
+        **({"vae_encoder": 1} if artifact.pictures is not None else {}),
     }
     return {name: counts[c["role"]] for name, c in components.items() if c["role"] in counts}
 

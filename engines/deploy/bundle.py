@@ -18,16 +18,18 @@ from artifact.files import PARTIAL, as_user_error, sha256, write_json, write_tex
 from artifact.manifest import Artifact, record
 from engines.deploy import plugin, script
 from engines.deploy.archive import write_archive
-from engines.deploy.description import describe
+from engines.deploy.description import KNOWN, OFF, describe, pipeline_row
 from engines.deploy.device.bundle import FORMAT, MANIFEST
 from engines.deploy.graphs import copy_graph
 from engines.deploy.jetpack import Release, release
 from engines.deploy.readme import readme
 from engines.deploy.samples import write_references
 from engines.deploy.steps import step_tables
-from engines.deploy.tokenizer import context, write_tokenizer
+from engines.deploy.tokenizer import write_tokenizer
+from engines.families import layout
+from engines.instruction import instruction_tokens
 from engines.pipeline import choose
-from engines.shapes import graph_inputs
+from engines.shapes import graph_inputs, text_tokens
 from engines.targets import Target
 from engines.trt import graph, plan, profiles
 from engines.trt.versions import Version
@@ -37,7 +39,7 @@ DIRECTORY = "deploy"
 STEPS = range(1, 51)  # numbers of steps that a table is written for, beside the model's own
 # Files of ours that run.py imports, byte for byte; each package's __init__.py is written anew where it imports more.
 LIBRARY = (
-    (artifact_package, ("__init__.py", "errors.py", "files.py", "sampling.py")),
+    (artifact_package, ("__init__.py", "errors.py", "files.py", "positions.py", "sampling.py")),
     (plugins, ("__init__.py", "errors.py", "device.py")),
     (engines, ("metrics.py", "deploy/__init__.py", "deploy/device/*.py")),
 )
@@ -77,15 +79,21 @@ def write_bundle(
 
 
 def _sized(artifact: Artifact, target: Target) -> Artifact:
-    """The artifact with the bundle's image size, and the pipeline's own guidance where the model names none."""
+    """The artifact with the bundle's image size, and the pipeline's own call where the model does not say."""
     import diffusers
 
-    generation = dict(artifact.manifest["generation"])
-    generation["height"], generation["width"] = profiles.sizes_for(artifact, target)[0]
-    parameters = inspect.signature(getattr(diffusers, artifact.manifest["pipeline"]).__call__).parameters
-    for name in ("guidance_scale", "num_inference_steps"):
-        generation.setdefault(name, parameters[name].default)
-    return replace(artifact, manifest={**artifact.manifest, "generation": generation})
+    manifest = artifact.manifest
+    pipeline = pipeline_row(artifact).cls
+    height, width = profiles.sizes_for(artifact, target)[0]
+    parameters = inspect.signature(getattr(diffusers, pipeline).__call__).parameters
+    defaults = {n: parameters[n].default for n in KNOWN | OFF if n in parameters}
+    said = {n: d for n, d in defaults.items() if d is not None} | manifest["generation"]
+    generation = said | {"height": height, "width": width}
+    components = dict(manifest["components"])
+    for name in artifact.component("text_encoder"):
+        more = instruction_tokens(pipeline, generation, _tokenizer(artifact, name))
+        components[name] = {**components[name], "instruction_tokens": more}
+    return replace(artifact, manifest={**manifest, "generation": generation, "components": components})
 
 
 def _fill(root: Path, artifact: Artifact, target: Target, preset: str, row: Release) -> None:
@@ -109,7 +117,7 @@ def _fill(root: Path, artifact: Artifact, target: Target, preset: str, row: Rele
         "source": manifest["source"],
         "dtype": manifest["dtype"],
         "components": {g.component: _entry(artifact, g) for g in graphs},
-        "tokenizers": _tokenizers(root, artifact),
+        "tokenizers": _tokenizers(root, artifact, said["text"]),
         "plugin": library,
         **said,
     }
@@ -166,28 +174,41 @@ def _entry(artifact: Artifact, made: script.Graph) -> dict[str, Any]:
     }
 
 
-def _tokenizers(root: Path, artifact: Artifact) -> dict[str, str]:
+def _tokenizers(root: Path, artifact: Artifact, rule: dict[str, Any]) -> dict[str, str]:
     """Write every text encoder's tokenizer; {text encoder: file}."""
     manifest = artifact.manifest
     prompts = (manifest.get("references") or {}).get("prompts", [])
+    template = layout(manifest["components"]).template
     written = {}
     for name in artifact.component("text_encoder"):
-        folder = manifest["folders"].get(name.replace("text_encoder", "tokenizer"))
-        if folder is None:
-            raise UserError(f"{artifact.root} has no tokenizer of {name}: build the artifact again.")
-        length = context(manifest["generation"], manifest["components"][name])
+        # What is dropped behind the encoder comes on top of a prompt's own length (device/text.py).
+        more = template or manifest["components"][name]["instruction_tokens"]
+        length = text_tokens(artifact, name) - more
         written[name] = f"tokenizer/{name}.json"
-        write_tokenizer(artifact.path(folder), root / written[name], length, prompts)
+        fixed = manifest["components"][name]["class"].startswith("CLIP")
+        folder, to = _tokenizer(artifact, name), root / written[name]
+        write_tokenizer(folder, to, length, fixed, pipeline_row(artifact), rule, prompts)
     return written
+
+
+def _tokenizer(artifact: Artifact, encoder: str) -> Path:
+    """The folder of a text encoder's tokenizer."""
+    folder = artifact.manifest["folders"].get(encoder.replace("text_encoder", "tokenizer"))
+    if folder is None:
+        raise UserError(f"{artifact.root} has no tokenizer of {encoder}: build the artifact again.")
+    return artifact.path(folder)
 
 
 def _write_steps(root: Path, artifact: Artifact, said: dict[str, Any]) -> None:
     generation, latents = said["generation"], said["latents"]
-    side = 2 * latents["scale"]
+    config = artifact.manifest["components"][said["denoiser"]]["config"]
+    packed = latents["packed"]
+    side = (2 if packed else config.get("patch_size", 2)) * latents["scale"]
     tokens = (generation["height"] // side) * (generation["width"] // side)
     counts = sorted({*STEPS, generation["num_inference_steps"]})
     folder = artifact.path(artifact.manifest["folders"]["scheduler"])
-    tables = step_tables(folder, counts, said["pipeline"], tokens)
+    time_scale = 1 / 1000 if packed else config.get("timestep_scale", 1.0)
+    tables = step_tables(folder, counts, said["pipeline"], tokens, time_scale)
     write_text(root / "steps.json", json.dumps(tables, separators=(",", ":")) + "\n")
 
 

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from artifact.errors import UserError
 from artifact.files import write_text
+from engines.deploy.device.text import Text, Tokens
+from engines.deploy.pipelines import Pipeline
 
 # What the copy is tried on: nothing, one word, accents, digits and punctuation, more than any context holds.
-TRIED = ("", "fox", "A café's “large” red circle, 3 x 4!", "a red fox in deep snow under a blue sky " * 60)
+TRIED = ("", "fox", " A café's “large” red circle, 3 x 4!\n", "a red fox in deep snow under a blue sky " * 60)
 
 
-def write_tokenizer(folder: Path, to: Path, length: int | None, prompts: list[str]) -> int:
-    """Write the tokenizer in `folder` (a diffusers pipeline's) as `to`, giving `length` ids (None: its own limit).
+def write_tokenizer(
+    folder: Path,
+    to: Path,
+    length: int,
+    fixed: bool,
+    pipeline: Pipeline,
+    rule: Mapping[str, Any],
+    prompts: list[str],
+) -> None:
+    """Write the tokenizer in `folder` (a diffusers pipeline's) as `to`, giving up to `length` ids of a prompt.
 
-    Returns that length. Raises UserError where the tokenizers library alone gives other ids than transformers does.
+    `fixed`: the pipeline asks for the tokenizer's own length, which `length` must be. `rule` is what the device does
+    around it (device/text.py). Raises UserError where it is not, and where the device's Tokens give other ids or
+    another mask than transformers does.
     """
     from tokenizers import Tokenizer
     from transformers import AutoTokenizer
@@ -27,22 +40,34 @@ def write_tokenizer(folder: Path, to: Path, length: int | None, prompts: list[st
             f"{folder} is a tokenizer without a fast form, which a device without transformers needs: convert it with "
             "transformers' save_pretrained and build the artifact again."
         )
-    length = length or int(theirs.model_max_length)
+    if fixed and theirs.model_max_length != length:
+        raise UserError(
+            f"{folder} pads prompts to {theirs.model_max_length} tokens and its text encoder has positions for "
+            f"{length}: set model_max_length to that in its tokenizer_config.json and build the artifact again."
+        )
+    theirs.padding_side = pipeline.padding_side or theirs.padding_side
     ours = Tokenizer.from_str(backend.to_str())
-    ours.enable_truncation(length)
-    ours.enable_padding(length=length, pad_id=theirs.pad_token_id or 0, pad_token=theirs.pad_token or "")
-    for text in (*TRIED, *prompts):
-        wanted = theirs(text, padding="max_length", max_length=length, truncation=True).input_ids
-        if ours.encode(text).ids != wanted:
+    ours.enable_truncation(length, direction=theirs.truncation_side)
+    ours.no_padding()
+    if pipeline.padded:
+        ours.enable_padding(
+            direction=theirs.padding_side, length=length, pad_id=theirs.pad_token_id or 0,
+            pad_token=theirs.pad_token or "",
+        )  # fmt: skip
+    written = ours.to_str(pretty=True) + "\n"
+    tokens = Tokens(Tokenizer.from_str(written), rule)
+    for text in (Text(words, side) for words in (*TRIED, *prompts) for side in ("prompt", "negative")):
+        side = rule[text.side]
+        wanted = theirs(
+            side["before"] + (text.words.lower().strip() if pipeline.lowered else text.words) + side["after"],
+            padding="max_length" if pipeline.padded else False,
+            max_length=length + side["drop"][1] - side["drop"][0],
+            truncation=True,
+            return_attention_mask=True,
+        )
+        if [a[0].tolist() for a in tokens(text)] != [wanted.input_ids, wanted.attention_mask]:
             raise UserError(
-                f"{folder} gives other ids without transformers (for {text[:40]!r}): draw with python -m engines.run."
+                f"{folder} gives other ids without transformers (for {text.words[:40]!r}): draw with python -m "
+                "engines.run."
             )
-    write_text(to, ours.to_str(pretty=True) + "\n")
-    return length
-
-
-def context(generation: dict[str, Any], encoder: dict[str, Any]) -> int | None:
-    """Ids that the pipeline asks this encoder's tokenizer for; None: the tokenizer's own limit."""
-    if encoder["class"].startswith("T5"):
-        return int(generation.get("max_sequence_length", 512))
-    return None
+    write_text(to, written)

@@ -11,7 +11,9 @@ from typing import Any
 from artifact.errors import UserError
 from artifact.files import write_json, write_text
 from artifact.manifest import Artifact
+from artifact.pictures import MASK
 from engines.evaluate import FORMAT
+from engines.references import BESIDE
 from engines.report import memory_plot, plots, tables, where
 
 NAME_JSON, NAME_HTML = "report.json", "report.html"
@@ -92,9 +94,23 @@ def _pairs(artifact: Artifact, results: dict[str, Any]) -> list[dict[str, Any]]:
         ]
         reference = _image_uri(artifact, f"references/images/{i:04d}.png")
         pairs.append(
-            {"prompt": results["prompts"][i], "seed": results["seeds"][i], "reference": reference, "shown": shown}
+            {
+                "prompt": results["prompts"][i],
+                "seed": results["seeds"][i],
+                "given": _given(artifact, i),
+                "reference": reference,
+                "shown": shown,
+            }
         )
     return pairs
+
+
+def _given(artifact: Artifact, i: int) -> list[str]:
+    """The picture beside a prompt, and its mask, as data URIs; none where the pipeline takes text alone."""
+    if artifact.pictures is None:
+        return []
+    stored = (_image_uri(artifact, f"{BESIDE}/{i:04d}{kind}.png") for kind in ("", MASK))
+    return [uri for uri in stored if uri is not None]
 
 
 def _image_uri(artifact: Artifact, name: str) -> str | None:

@@ -15,7 +15,7 @@ from typing import Any
 from artifact.errors import UserError
 from artifact.manifest import Artifact
 from engines.families import layout
-from engines.shapes import Input, Shape, axis_sizes, graph_inputs
+from engines.shapes import Input, Shape, axis_sizes, graph_inputs, text_tokens
 from engines.targets import Target
 
 Size = tuple[int, int]  # height, width in pixels
@@ -77,18 +77,23 @@ def profile(artifact: Artifact, component: str, model: Path, sizes: Sequence[Siz
     """Shapes of the inputs of `model`, a graph of `component`, for 1 to `images` images of any of `sizes`.
 
     A denoiser that sees both halves of the guidance in one call gets twice the rows at most, and one at least: a
-    caller may switch the guidance off. Text may be as short as one token where the pipeline pads no prompt.
+    caller may switch the guidance off. Text may be as short as one token where the pipeline pads no prompt; where it
+    puts an instruction before it, a negative prompt goes without.
     """
     manifest = artifact.manifest
+    alone = {"batch": 1}
     family = layout(manifest["components"])
     joined = manifest["components"][component]["role"] == "denoiser" and family.joined_guidance
-    least = {"batch": 1, "sequence": 1} if family.template else {"batch": 1}
+    if family.template:
+        alone["sequence"] = 1
+    elif more := manifest["components"][component].get("instruction_tokens", 0):
+        alone["sequence"] = text_tokens(artifact, component) - more
     found = {}
     for given in graph_inputs(model):
         shapes = [given.shape(axis_sizes(artifact, component, images, h, w)) for h, w in sizes]
         batch = {"batch": images * (2 if joined else 1)}
         widest = [given.shape(axis_sizes(artifact, component, images, h, w) | batch) for h, w in sizes]
-        single = [given.shape(axis_sizes(artifact, component, 1, h, w) | least) for h, w in sizes]
+        single = [given.shape(axis_sizes(artifact, component, 1, h, w) | alone) for h, w in sizes]
         low, high = (tuple(map(pick, *s)) if len(s) > 1 else s[0] for pick, s in ((min, single), (max, widest)))
         found[given.name] = Range(low, shapes[0], high, _dynamic(given))
     return found

@@ -12,6 +12,7 @@ import numpy as np
 
 from artifact.errors import UserError
 from artifact.manifest import Artifact
+from artifact.pictures import Pictures, read_pictures
 from artifact.prompts import read_prompts
 from artifact.sampling import initial_noise
 from engines.families import layout
@@ -23,7 +24,8 @@ BASELINE = "fp16"
 
 @dataclass(frozen=True)
 class Comparison:
-    """Both sides draw `prompts` from `noise` (float32 [P, ...]) with the keyword arguments in `generation`.
+    """Both sides draw `prompts` from `noise` (float32 [P, ...]) with the keyword arguments in `generation`, and from
+    `pictures` where the pipeline takes some.
 
     The other side is `references`, or `preset` of `artifact` where that is None. `said` names it for a reader.
     """
@@ -35,11 +37,13 @@ class Comparison:
     references: References | None = None
     artifact: Artifact | None = None
     preset: str | None = None
+    pictures: Pictures | None = None
 
     @property
     def digest(self) -> str:
-        """SHA-256 over prompts, call and noise: equal for runs that start alike."""
-        text = json.dumps([self.prompts, self.generation], sort_keys=True, ensure_ascii=False)
+        """SHA-256 over prompts, call, noise and pictures: equal for runs that start alike."""
+        beside = [] if self.pictures is None else [self.pictures.digest]
+        text = json.dumps([self.prompts, self.generation, *beside], sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode() + np.ascontiguousarray(self.noise).tobytes()).hexdigest()
 
 
@@ -49,6 +53,7 @@ def choose_comparison(
     against: Artifact | None = None,
     against_preset: str | None = None,
     prompts: Path | None = None,
+    pictures: Path | None = None,
 ) -> Comparison:
     """The other side for `preset` of `artifact`:
 
@@ -56,10 +61,13 @@ def choose_comparison(
     2. `against`: the references stored there, where it has some and `against_preset` and `prompts` are None;
     3. else a preset of `against`, or of the artifact itself where `against` is None, drawn from the same noise:
        `against_preset`, or fp16. It starts from the stored references' noise, those of the artifact before those of
-       `against`; with `prompts` (a text file), from seeds 0, 1, ...
+       `against`; with `prompts` (a text file), from seeds 0, 1, ..., and from `pictures` (a directory) where the
+       pipeline takes some.
 
-    Raises UserError where there is nothing to compare with, and for an `against` made of another model.
+    Raises UserError where there is nothing to compare with, for an `against` made of another model, and for pictures
+    that are missing or that nobody takes.
     """
+    _check_pictures(artifact, prompts, pictures)
     if against is not None:
         _refuse_another_model(artifact, against)
     if against_preset is None and prompts is None:
@@ -78,9 +86,9 @@ def choose_comparison(
             f"Preset {preset!r} would be compared with itself: choose another --preset, or name another build of the "
             "model with --against."
         )
-    words, noise, generation, start = _start(artifact, other, prompts)
+    words, noise, generation, beside, start = _start(artifact, other, prompts, pictures)
     said = f"preset {name} of {other.manifest['name'] if against else 'the same artifact'}, {len(words)} {start}"
-    return Comparison(said, words, generation, noise, artifact=other, preset=name)
+    return Comparison(said, words, generation, noise, artifact=other, preset=name, pictures=beside)
 
 
 def _refuse_another_model(artifact: Artifact, against: Artifact) -> None:
@@ -104,7 +112,7 @@ def _stored(holder: Artifact, own: bool) -> Comparison:
         ) from None
     where = "" if own else f" in {holder.manifest['name']}"
     said = f"the 16-bit references stored{where}, {len(found.prompts)} prompts"
-    return Comparison(said, found.prompts, found.generation, found.noise, references=found)
+    return Comparison(said, found.prompts, found.generation, found.noise, references=found, pictures=found.pictures)
 
 
 def _other_preset(other: Artifact, wanted: str | None) -> str:
@@ -116,16 +124,30 @@ def _other_preset(other: Artifact, wanted: str | None) -> str:
     return choose(other, wanted or BASELINE)
 
 
+def _check_pictures(artifact: Artifact, prompts: Path | None, pictures: Path | None) -> None:
+    rule, name = artifact.pictures, artifact.manifest["pipeline"]
+    if pictures is not None and rule is None:
+        raise UserError(f"--pictures is {pictures}, but a {name} takes no picture: leave it out.")
+    if pictures is not None and prompts is None:
+        raise UserError(f"--pictures {pictures} was given without --prompts, which they lie beside: give both.")
+    if prompts is not None and rule is not None and pictures is None:
+        raise UserError(f"A {name} draws from {rule} beside every prompt: give a directory of them with --pictures.")
+
+
 def _start(
-    artifact: Artifact, other: Artifact, prompts: Path | None
-) -> tuple[list[str], np.ndarray, dict[str, Any], str]:
-    """Prompts, noise and call, and what the prompts are called."""
+    artifact: Artifact, other: Artifact, prompts: Path | None, directory: Path | None
+) -> tuple[list[str], np.ndarray, dict[str, Any], Pictures | None, str]:
+    """Prompts, noise, call and pictures, and what the prompts are called."""
     if prompts is not None:
         words = read_prompts(prompts)
         generation = dict(artifact.manifest["generation"])
         rule = layout(artifact.manifest["components"]).latents
-        noise = initial_noise(rule, range(len(words)), generation["height"], generation["width"])
-        return words, noise, generation, f"prompts of {prompts.name}, seeds from 0"
+        size = generation["height"], generation["width"]
+        noise = initial_noise(rule, range(len(words)), *size)
+        beside = None
+        if artifact.pictures is not None and directory is not None:
+            beside = read_pictures(directory, artifact.pictures, len(words), *size)
+        return words, noise, generation, beside, f"prompts of {prompts.name}, seeds from 0"
     holder = next((a for a in (artifact, other) if a.manifest.get("references")), None)
     if holder is None:
         raise UserError(
@@ -133,4 +155,5 @@ def _start(
             "--prompts."
         )
     stored = _stored(holder, own=True)
-    return stored.prompts, stored.noise, stored.generation, "prompts of the stored references, from their noise"
+    said = "prompts of the stored references, from their noise"
+    return stored.prompts, stored.noise, stored.generation, stored.pictures, said

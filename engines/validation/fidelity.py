@@ -26,7 +26,8 @@ def drawn(pipe: Any, comparison: Comparison, what: str, progress: Progress | Non
         part = slice(first, first + batch)
         if progress:
             progress(first, count, what)
-        parts.append(sample(pipeline, comparison.prompts[part], comparison.noise[part], call))
+        pictures = None if comparison.pictures is None else comparison.pictures[part]
+        parts.append(sample(pipeline, comparison.prompts[part], comparison.noise[part], call, None, pictures))
     images, latents = (np.concatenate([getattr(p, k) for p in parts]) for k in ("images", "latents"))
     return Sampled(images, latents)
 

@@ -46,6 +46,7 @@ def record(run: Run, clock: Callable[[], float] = time.perf_counter) -> dict[str
     from engines.memory import Recorder, probe
     from engines.modes import import_libraries
     from engines.pipeline import load
+    from engines.references import Timed
     from engines.validation.latency import enough
     from engines.validation.timing import repeat
 
@@ -67,14 +68,19 @@ def record(run: Run, clock: Callable[[], float] = time.perf_counter) -> dict[str
                 )
             )
             load_s = clock() - start
+            given = Timed.of(pipe.artifact).given
             for _ in range(WARM_UP):
-                pipe(run.prompt, seed=0)
+                pipe(run.prompt, seed=0, **given)
         for session in pipe.sessions.values():
             session.latencies_ms.clear()
         denoiser = pipe.sessions[pipe.artifact.component("denoiser")[0]].latencies_ms
         steps = pipe.generation["num_inference_steps"]
         images_ms = repeat(
-            lambda: pipe(run.prompt, seed=0), run.images, run.seconds, lambda ms: enough(ms, denoiser, steps), clock
+            lambda: pipe(run.prompt, seed=0, **given),
+            run.images,
+            run.seconds,
+            lambda ms: enough(ms, denoiser, steps),
+            clock,
         )
         end = memory.now()
         return {

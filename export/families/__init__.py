@@ -30,13 +30,7 @@ MODULES: dict[str, tuple[Row, ...]] = {r.cls: tuple(x for x in ROWS if x.cls == 
 PIPELINES: dict[str, PipelineRow] = {p.cls: p for family in _DENOISERS for p in family.PIPELINES}
 
 _COMPLEX = "its rotary positions are complex numbers, which ONNX does not have, and no real form of them is written yet"
-_PICTURES = "it starts from a picture beside every prompt, and calibration has prompts alone; its transformer is known"
-REFUSED = {
-    "ZImagePipeline": _COMPLEX,
-    "Lumina2Pipeline": _COMPLEX,
-    "FluxFillPipeline": _PICTURES,
-    "FluxControlPipeline": _PICTURES,
-}
+REFUSED = {"ZImagePipeline": _COMPLEX, "Lumina2Pipeline": _COMPLEX}
 
 
 def pipeline_row(cls: str) -> PipelineRow:

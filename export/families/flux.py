@@ -1,12 +1,17 @@
-"""FLUX.1: the dual-stream and single-stream diffusion transformer (arXiv 2403.03206, black-forest-labs/flux)."""
+"""FLUX.1: the dual-stream and single-stream diffusion transformer (arXiv 2403.03206, black-forest-labs/flux).
+
+Fill, Canny and Depth have the same blocks and read a picture beside the noise: their `x_embedder` is wider.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import diffusers
 import torch
 
+from artifact.pictures import PictureRule
 from artifact.sampling import LatentRule
 from export.families.row import Config, PipelineRow, Row, Shapes, random
 
@@ -94,8 +99,9 @@ def _adapt(module: Any) -> None:
 
 
 def _latents(config_of: Any) -> LatentRule:
-    scale = 2 ** (len(config_of("vae")["block_out_channels"]) - 1)
-    return LatentRule(config_of("transformer")["in_channels"] // 4, scale, True)
+    # The noise has the VAE's channels; in_channels counts what is read beside it, too.
+    vae = config_of("vae")
+    return LatentRule(vae["latent_channels"], 2 ** (len(vae["block_out_channels"]) - 1), True)
 
 
 def _generation(config_of: Any) -> dict[str, Any]:
@@ -104,6 +110,24 @@ def _generation(config_of: Any) -> dict[str, Any]:
         "height": 1024, "width": 1024, "num_inference_steps": 28 if guided else 4,
         "guidance_scale": 3.5 if guided else 0.0, "max_sequence_length": 512 if guided else 256,
     }  # fmt: skip
+
+
+def _strongly_guided(config_of: Any) -> dict[str, Any]:
+    """diffusers' example calls of Fill and Canny; of Depth, whose configs are Canny's, docs/families.md speaks."""
+    return _generation(config_of) | {"num_inference_steps": 50, "guidance_scale": 30.0, "max_sequence_length": 512}
+
+
+def _reads(pictures: int, mask: bool) -> Callable[[Any], str | None]:
+    """A refusal of transformers that do not read the noise, so many `pictures` and, with `mask`, a mask's pixels."""
+
+    def refuse(config_of: Any) -> str | None:
+        rule, found = _latents(config_of), config_of("transformer")["in_channels"]
+        cells = rule.channels * (1 + pictures) + (rule.scale**2 if mask else 0)
+        if found == 4 * cells:  # a token is 2 x 2 cells
+            return None
+        return f"its transformer reads {found} channels a token where that pipeline gives {4 * cells}"
+
+    return refuse
 
 
 ROWS = (
@@ -130,4 +154,11 @@ ROWS = (
     ),
 )
 
-PIPELINES = (PipelineRow("FluxPipeline", _latents, _generation),)
+_FILL = PictureRule("image", "mask_image")
+_CONTROL = PictureRule("control_image")
+
+PIPELINES = (
+    PipelineRow("FluxPipeline", _latents, _generation, refuse=_reads(0, mask=False)),
+    PipelineRow("FluxFillPipeline", _latents, _strongly_guided, pictures=_FILL, refuse=_reads(1, mask=True)),
+    PipelineRow("FluxControlPipeline", _latents, _strongly_guided, pictures=_CONTROL, refuse=_reads(1, mask=False)),
+)

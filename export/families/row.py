@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from artifact.pictures import PictureRule
 from artifact.sampling import LatentRule
 
 Config = Mapping[str, Any]
@@ -85,6 +86,8 @@ class PipelineRow:
     `config_of(module)` reads a module's config.
     `float32(config_of)`: modules whose graphs stay float32 whatever was asked for.
     `masked`: text encoders that it calls with a mask of the padding; the others attend to it, as they were trained.
+    `pictures`: what its call takes beside every prompt; None for text alone.
+    `refuse(config_of)`: why modules of these configs do not fit each other, or None.
     """
 
     cls: str
@@ -92,6 +95,8 @@ class PipelineRow:
     generation: Callable[[Callable[[str], Config]], dict[str, Any]]
     float32: Callable[[Callable[[str], Config]], tuple[str, ...]] = lambda config_of: ()
     masked: tuple[str, ...] = ()
+    pictures: PictureRule | None = None
+    refuse: Callable[[Callable[[str], Config]], str | None] = lambda config_of: None
 
 
 MASKED = "attention_mask_input"  # set in the config of a module that its pipeline calls with a mask

@@ -26,6 +26,16 @@ def stable_diffusion_xl(tmp_path_factory: pytest.TempPathFactory) -> tiny.Tiny:
     return tiny.stable_diffusion_xl(tmp_path_factory.mktemp("artifacts") / "stable-diffusion-xl")
 
 
+@pytest.fixture(scope="session")
+def flux_fill(tmp_path_factory: pytest.TempPathFactory) -> tiny.Tiny:
+    return tiny.flux_fill(tmp_path_factory.mktemp("artifacts") / "flux-fill")
+
+
+@pytest.fixture(scope="session")
+def flux_control(tmp_path_factory: pytest.TempPathFactory) -> tiny.Tiny:
+    return tiny.flux_control(tmp_path_factory.mktemp("artifacts") / "flux-control")
+
+
 @pytest.fixture
 def copied(flux: tiny.Tiny, tmp_path: Path) -> Path:
     """A copy of the FLUX artifact that a test may damage."""

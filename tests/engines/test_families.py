@@ -11,7 +11,8 @@ from engines.families import layout
 
 
 def components(cls: str, vae_blocks: int, **config: Any) -> dict[str, Any]:
-    vae = {"role": "vae_decoder", "class": "AutoencoderKL", "config": {"block_out_channels": [1] * vae_blocks}}
+    sizes = {"block_out_channels": [1] * vae_blocks, "latent_channels": 16}
+    vae = {"role": "vae_decoder", "class": "AutoencoderKL", "config": sizes}
     return {"d": {"role": "denoiser", "class": cls, "config": config}, "v": vae}
 
 
@@ -20,6 +21,12 @@ def test_flux_is_packed_and_guided_by_what_it_was_trained_with() -> None:
     dev = layout(components("FluxTransformer2DModel", 4, in_channels=64, guidance_embeds=True))
     assert schnell.latents.shape(1024, 512) == (64 * 32, 64) and schnell.multiple == 16
     assert (schnell.guidance, dev.guidance) == ("true_cfg_scale", "guidance_scale")
+
+
+@pytest.mark.parametrize("in_channels", [128, 384])
+def test_the_noise_of_flux_is_as_wide_whatever_its_transformer_reads_beside_it(in_channels: int) -> None:
+    found = layout(components("FluxTransformer2DModel", 4, in_channels=in_channels, guidance_embeds=True))
+    assert found.latents.shape(1024, 512) == (64 * 32, 64) and found.guidance == "guidance_scale"
 
 
 def test_a_unets_sizes_halve_at_every_level() -> None:
@@ -43,7 +50,8 @@ def test_the_deep_autoencoder_s_scale_is_its_encoder_s() -> None:
 
 def test_the_video_autoencoder_s_scale_is_that_of_qwen_image_s_pipeline() -> None:
     given = components("QwenImageTransformer2DModel", 1, in_channels=64, guidance_embeds=False)
-    given["v"] |= {"class": "AutoencoderKLQwenImage", "config": {"temperal_downsample": [False, True, True]}}
+    config = {"temperal_downsample": [False, True, True], "z_dim": 16}
+    given["v"] |= {"class": "AutoencoderKLQwenImage", "config": config}
     found = layout(given)
     assert found.latents.shape(1024, 512) == (64 * 32, 64) and found.multiple == 16
     assert (found.guidance, found.joined_guidance, found.template) == ("true_cfg_scale", False, 34)

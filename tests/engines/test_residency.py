@@ -50,13 +50,13 @@ class Fake:
 class World:
     """Five runners under a residency, and what happened to them."""
 
-    def __init__(self, mode: str) -> None:
+    def __init__(self, mode: str, encodes: bool = False) -> None:
         self.log: list[tuple[str, frozenset[str]]] = []
         self.open: set[str] = set()
         self.opened_by: dict[str, threading.Thread] = {}
         self.watched: list[str] = []
         self.before_open = self.before_run = lambda name: None
-        self.residency = Residency({n: self.runner(n) for n in ROLES}, ROLES, mode, self.watched.append)
+        self.residency = Residency({n: self.runner(n) for n in ROLES}, ROLES, mode, self.watched.append, encodes)
 
     before_open: Any
     before_run: Any
@@ -91,6 +91,13 @@ def test_resident_opens_everything_once_and_the_image_encoder_when_it_is_asked_f
     assert sorted(s for s, _ in world.log if s.startswith("open")) == sorted(f"open {n}" for n in ROLES)
     world.residency.close()
     assert world.open == set()
+
+
+def test_resident_opens_the_image_encoder_with_the_others_where_every_image_is_drawn_from_a_picture() -> None:
+    world = World("resident", encodes=True)
+    world.residency.load()
+    assert world.open == set(ROLES)
+    world.residency.close()
 
 
 def test_pipelined_keeps_the_denoiser_and_frees_the_encoders_before_its_first_step() -> None:

@@ -30,6 +30,7 @@ from transformers import (
 
 from artifact import manifest
 from artifact.files import write_json
+from artifact.pictures import PictureRule, Pictures, write_pictures
 from artifact.sampling import LatentRule, initial_noise, sample
 
 WORDS = 8  # tokens in a prompt
@@ -50,6 +51,7 @@ class Tiny:
     pipe: Any
     generation: dict[str, Any]
     rule: LatentRule
+    pictures: Pictures | None = None
 
     def noise(self, *seeds: int) -> np.ndarray:
         return initial_noise(self.rule, seeds, SIDE, SIDE)
@@ -78,6 +80,48 @@ def flux(root: Path) -> Tiny:
         "txt_ids": torch.zeros(WORDS, 3),
     }  # fmt: skip
     return _artifact(root, pipe, generation, inputs, LatentRule(4, 4, True))
+
+
+def flux_fill(root: Path) -> Tiny:
+    """FLUX.1 Fill's layout: noise, a picture's latents and the pixels of its mask (4 x 4 a cell) in one token."""
+    return _flux_tool(root, diffusers.FluxFillPipeline, 4 * (4 + 4 + 16), PictureRule("image", "mask_image"))
+
+
+def flux_control(root: Path) -> Tiny:
+    """FLUX.1 Canny's and Depth's layout: noise and a picture's latents in one token."""
+    return _flux_tool(root, diffusers.FluxControlPipeline, 4 * (4 + 4), PictureRule("control_image"))
+
+
+def _flux_tool(root: Path, cls: Any, in_channels: int, rule: PictureRule) -> Tiny:
+    torch.manual_seed(4)
+    t5 = T5EncoderModel(T5Config(vocab_size=64, d_model=WIDTH, d_kv=16, d_ff=32, num_layers=1, num_heads=2))
+    transformer = diffusers.FluxTransformer2DModel(
+        in_channels=in_channels, out_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
+        num_attention_heads=2, joint_attention_dim=WIDTH, pooled_projection_dim=WIDTH, axes_dims_rope=(4, 6, 6),
+        guidance_embeds=True,
+    )  # fmt: skip
+    pipe = cls(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), vae=_vae(shift_factor=0.1),
+        text_encoder=_clip(CLIPTextModel), tokenizer=_tokenizer(), text_encoder_2=t5, tokenizer_2=_tokenizer(),
+        transformer=transformer,
+    )  # fmt: skip
+    generation = {
+        "num_inference_steps": 3, "height": SIDE, "width": SIDE, "max_sequence_length": WORDS, "guidance_scale": 10.0,
+    }  # fmt: skip
+    inputs = {
+        "hidden_states": torch.randn(2, 16, in_channels), "encoder_hidden_states": torch.randn(2, WORDS, WIDTH),
+        "pooled_projections": torch.randn(2, WIDTH), "timestep": torch.rand(2), "img_ids": torch.zeros(16, 3),
+        "txt_ids": torch.zeros(WORDS, 3), "guidance": torch.full((2,), 10.0),
+    }  # fmt: skip
+    return _artifact(root, pipe, generation, inputs, LatentRule(4, 4, True), pictures(rule, len(PROMPTS)))
+
+
+def pictures(rule: PictureRule, count: int) -> Pictures:
+    """Noise in colours; of every other picture the right half is to be drawn anew, else the lower one."""
+    drawn = np.random.default_rng(6)
+    masks = np.zeros((count, SIDE, SIDE), np.uint8)
+    masks[::2, :, SIDE // 2 :] = masks[1::2, SIDE // 2 :] = 255
+    return Pictures(rule, drawn.integers(0, 256, (count, SIDE, SIDE, 3), np.uint8), masks if rule.mask else None)
 
 
 def stable_diffusion(root: Path) -> Tiny:
@@ -230,7 +274,12 @@ def _rounded(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def _artifact(
-    root: Path, pipe: Any, generation: dict[str, Any], inputs: dict[str, torch.Tensor], rule: LatentRule
+    root: Path,
+    pipe: Any,
+    generation: dict[str, Any],
+    inputs: dict[str, torch.Tensor],
+    rule: LatentRule,
+    beside: Pictures | None = None,
 ) -> Tiny:
     """Export everything, draw the references, write the manifest. Presets: fp16 and int4-rtn."""
     for module in pipe.components.values():
@@ -255,10 +304,11 @@ def _artifact(
         if getattr(pipe, name, None) is not None:
             getattr(pipe, name).save_pretrained(root / name)
             folders[name] = name
-    references = _references(root, pipe, generation, rule)
+    references = _references(root, pipe, generation, rule, beside)
     content = {
         "name": root.name, "pipeline": type(pipe).__name__, "source": {"model": "tiny", "sha256": "0" * 64},
         "target": "cpu", "dtype": "float32", "versions": {"torch": torch.__version__}, "generation": generation,
+        "pictures": beside.rule.to_json() if beside else None,
         "presets": ["fp16", "int4-rtn"], "components": components, "folders": folders,
         "exports": {denoiser: [{"shapes": {"sample": [2, 4]}, "max_abs_error": 1e-6, "max_abs": 2.0}]},
         "layers": {"int4-rtn": {denoiser: {
@@ -269,7 +319,7 @@ def _artifact(
     }  # fmt: skip
     names = [str(p.relative_to(root)) for p in sorted(root.rglob("*")) if p.is_file()]
     manifest.write(root, content | {"files": manifest.record(root, names)})
-    return Tiny(root, pipe, generation, rule)
+    return Tiny(root, pipe, generation, rule, beside)
 
 
 def _layer(error: float, k: int, n: int) -> dict[str, Any]:
@@ -296,10 +346,11 @@ def _text_encoder(root: Path, name: str, module: Any) -> dict[str, Any]:
 
 def _vae_graphs(root: Path, vae: Any) -> dict[str, Any]:
     sizes = {0: "batch", 2: "height", 3: "width"}
+    pixels = {0: "batch", 2: "image_height", 3: "image_width"}
     export(root / "vae_decoder/fp16.onnx", vae, lambda m, z: m.decode(z, return_dict=False)[0],
            {"latent_sample": torch.randn(1, 4, 8, 8)}, ["sample"], {"latent_sample": sizes})  # fmt: skip
     export(root / "vae_encoder/fp16.onnx", vae, lambda m, x: m.encode(x).latent_dist.parameters,
-           {"sample": torch.randn(1, 3, SIDE, SIDE)}, ["moments"], {"sample": sizes})  # fmt: skip
+           {"sample": torch.randn(1, 3, SIDE, SIDE)}, ["moments"], {"sample": pixels})  # fmt: skip
     described = {}
     for role, given, made in (("vae_decoder", "latent_sample", "sample"), ("vae_encoder", "sample", "moments")):
         described[role] = {
@@ -309,10 +360,12 @@ def _vae_graphs(root: Path, vae: Any) -> dict[str, Any]:
     return described
 
 
-def _references(root: Path, pipe: Any, generation: dict[str, Any], rule: LatentRule) -> dict[str, Any]:
+def _references(
+    root: Path, pipe: Any, generation: dict[str, Any], rule: LatentRule, beside: Pictures | None
+) -> dict[str, Any]:
     seeds = list(range(len(PROMPTS)))
     noise = initial_noise(rule, seeds, SIDE, SIDE)
-    drawn = sample(pipe, PROMPTS, noise, generation)
+    drawn = sample(pipe, PROMPTS, noise, generation, pictures=beside)
     (root / "references/images").mkdir(parents=True)
     arrays = {"noise": noise, "latents": drawn.latents.astype(np.float16), "images": np.ascontiguousarray(drawn.images)}
     save_file(arrays, root / "references/tensors.safetensors")
@@ -322,5 +375,7 @@ def _references(root: Path, pipe: Any, generation: dict[str, Any], rule: LatentR
         root / "references/prompts.json",
         {"prompts": PROMPTS, "seeds": seeds, "generation": generation, "latents": rule.to_json()},
     )
+    if beside is not None:
+        write_pictures(root / "references/pictures", beside)
     files = sorted(str(p.relative_to(root)) for p in (root / "references").rglob("*") if p.is_file())
     return {"prompts": PROMPTS, "seeds": seeds, "files": files}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from export.components import components
 from export.graph_cache import prepared
 from export.source import Source, open_source
 from tests.export import models
+from tests.export.families import graph_store
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -50,9 +50,7 @@ def copy(flux_directory: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory) -> Store:
-    """Shared by all tests and by parallel workers, so that each graph is exported once."""
-    root = tmp_path_factory.getbasetemp()
-    return Store((root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "graphs")
+    return graph_store(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

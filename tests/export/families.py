@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,10 +12,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
+import pytest
 import torch
 
 from artifact import manifest
-from export.components import DTYPES, Component
+from artifact.store import Store
+from export.components import DTYPES, Component, picture_rule
+from export.describe import text_settings
 from export.graph import write_graph
 from export.source import Source
 from passes.layers import Layer, find_layers, quantised
@@ -25,6 +29,12 @@ from passes.solver import solve_layer
 from passes.weights import LayerLoader
 
 Graph = Callable[..., tuple[Source, Component, ir.Model]]
+
+
+def graph_store(factory: pytest.TempPathFactory) -> Store:
+    """One for all tests of a run and their parallel workers, so that each graph is exported once."""
+    root = factory.getbasetemp()
+    return Store((root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "graphs")
 
 
 def layers_of(component: Component, model: ir.Model) -> list[Layer]:
@@ -76,11 +86,13 @@ def artifact_of(root: Path, source: Source, graphs: list[tuple[Component, ir.Mod
             "role": component.role, "module": component.module, "class": component.cls, "config": component.config,
             "models": {"fp16": f"{component.name}/fp16.onnx"}, "inputs": [v.name for v in model.graph.inputs],
             "outputs": [v.name for v in model.graph.outputs],
-        }  # fmt: skip
+        } | text_settings(source, component)  # fmt: skip
     folders = {name: name for name in source.modules if name.startswith(("tokenizer", "scheduler"))}
     for name in folders:
         shutil.copytree(source.root / name, root / name)
-    content = {
+    rule = picture_rule(source)
+    content: dict[str, Any] = {
+        "pictures": rule.to_json() if rule else None,
         "name": root.name, "pipeline": source.pipeline, "source": {"model": "tiny", "sha256": source.sha256},
         "target": "cpu", "dtype": "float32", "versions": {}, "generation": source.generation, "presets": ["fp16"],
         "components": described, "folders": folders, "exports": {}, "layers": {}, "references": {}, "skipped": [],

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
 import transformers
+from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 WORDS = "<pad> <end> <unknown> a red green blue small large circle square cross on above below".split()  # noqa: SIM905
@@ -42,7 +44,7 @@ SD21 = UNET | {  # Stable Diffusion 2.1: heads of equal width, linear projection
     "use_linear_projection": True, "attention_head_dim": (2, 4), "upcast_attention": True,
 }  # fmt: skip
 SD3 = {  # the first block as in 3.5-medium, with a second attention; the last without a text stream
-    "sample_size": 16, "num_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2, "joint_attention_dim": 32,
+    "sample_size": 16, "num_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2, "joint_attention_dim": 96,
     "caption_projection_dim": 32, "pooled_projection_dim": 64, "in_channels": 4, "out_channels": 4,
     "pos_embed_max_size": 12, "qk_norm": "rms_norm", "dual_attention_layers": (0,),
 }  # fmt: skip
@@ -190,13 +192,14 @@ def stable_diffusion_3(root: Path) -> Path:
     config = transformers.CLIPTextConfig(**CLIP)
     for name in ("text_encoder", "text_encoder_2"):
         _save(root / name, transformers.CLIPTextModelWithProjection(config))
-    _save(root / "text_encoder_3", transformers.T5EncoderModel(transformers.T5Config(**T5)))
+    wider = transformers.T5Config(**T5 | {"d_model": 96})  # than both CLIPs together, as T5-XXL is
+    _save(root / "text_encoder_3", transformers.T5EncoderModel(wider))
     vae = VAE | {"latent_channels": 4, "use_quant_conv": False, "use_post_quant_conv": False, "shift_factor": 0.1}
     _save(root / "vae", diffusers.AutoencoderKL(**vae))
     diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(root / "scheduler")
     tokenizers = {f"tokenizer{n}": ["transformers", "PreTrainedTokenizerFast"] for n in ("", "_2", "_3")}
-    for name in tokenizers:
-        _tokenizer().save_pretrained(root / name)
+    for name in tokenizers:  # CLIP's as long as its table of positions, as CLIP's own are
+        _tokenizer(CLIP["max_position_embeddings"]).save_pretrained(root / name)
     _index(root, "StableDiffusion3Pipeline", {
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
         "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
@@ -247,11 +250,35 @@ def sana(root: Path) -> Path:
 
 
 def flux_fill(root: Path) -> Path:
-    """FLUX.1 Fill: the transformer also reads the picture's latents (as many) and its mask (64 = 8 x 8 pixels, x 4)."""
-    flux(root, in_channels=16 + 16 + 64, out_channels=16, guidance_embeds=True)
+    """FLUX.1 Fill: the transformer also reads the picture's latents (as many) and its mask (2 x 2 pixels a cell)."""
+    return _flux_tool(root, "FluxFillPipeline", 16 + 16 + 16)
+
+
+def flux_control(root: Path) -> Path:
+    """FLUX.1 Canny or Depth: the transformer also reads the picture's latents."""
+    return _flux_tool(root, "FluxControlPipeline", 16 + 16)
+
+
+def _flux_tool(root: Path, cls: str, in_channels: int) -> Path:
+    flux(root, in_channels=in_channels, out_channels=16, guidance_embeds=True)
     index = json.loads((root / "model_index.json").read_text())
-    (root / "model_index.json").write_text(json.dumps(index | {"_class_name": "FluxFillPipeline"}))
+    del index["image_encoder"], index["feature_extractor"]
+    (root / "model_index.json").write_text(json.dumps(index | {"_class_name": cls}))
+    _generation(root, {"max_sequence_length": 12, "guidance_scale": 10.0})
     return root
+
+
+def pictures(folder: Path, count: int, mask: bool = True, size: tuple[int, int] = (48, 40)) -> Path:
+    """A directory of `count` coloured pictures of noise; with `mask`, half of each is to be drawn anew."""
+    folder.mkdir()
+    drawn = np.random.default_rng(5)
+    for number in range(count):
+        Image.fromarray(drawn.integers(0, 256, (*size, 3), np.uint8)).save(folder / f"picture-{number}.png")
+        if mask:
+            white = np.zeros(size, np.uint8)
+            white[:, : size[1] // 2] = 255
+            Image.fromarray(white).save(folder / f"picture-{number}.mask.png")
+    return folder
 
 
 def qwen_image(root: Path) -> Path:
@@ -286,12 +313,12 @@ def _save(folder: Path, module: Any) -> None:
         config.write_text(json.dumps(values | {"dtype": "float32"}))
 
 
-def _tokenizer() -> Any:
+def _tokenizer(length: int = 12) -> Any:
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unknown>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A <end>", special_tokens=[("<end>", 1)])
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>", unk_token="<unknown>", model_max_length=12
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>", unk_token="<unknown>", model_max_length=length
     )
 
 

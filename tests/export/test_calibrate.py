@@ -53,44 +53,46 @@ def test_a_reservoir_keeps_all_of_few_rows_and_widens_where_float16_overflows():
     assert reservoir.array().dtype == np.float32 and reservoir.array().max() == 1e5
 
 
-def test_samples_are_bounded_seeded_and_named_by_key(flux, pipe):
+def test_samples_are_bounded_seeded_and_named_by_key(flux, pipe, tmp_path):
     modules = {"attention": QKV, "mlp": MLP}
-    first = calibrate(flux, pipe, modules, PROMPTS, SEEDS, 40, 7)
+    first = calibrate(flux, pipe, modules, PROMPTS, SEEDS, 40, 7, tmp_path)
     assert {k: v.shape for k, v in first.items()} == {"attention": (40, 32), "mlp": (40, 32)}
-    again = calibrate(flux, pipe, modules, PROMPTS, SEEDS, 40, 7)
+    again = calibrate(flux, pipe, modules, PROMPTS, SEEDS, 40, 7, tmp_path)
     assert all(np.array_equal(first[k], again[k]) for k in first)
-    other = calibrate(flux, pipe, modules, PROMPTS, SEEDS, 40, 8)
+    other = calibrate(flux, pipe, modules, PROMPTS, SEEDS, 40, 8, tmp_path)
     assert not np.array_equal(first["mlp"], other["mlp"])
-    alone = calibrate(flux, pipe, {"mlp": MLP}, PROMPTS, SEEDS, 40, 7)
+    alone = calibrate(flux, pipe, {"mlp": MLP}, PROMPTS, SEEDS, 40, 7, tmp_path)
     assert np.array_equal(first["mlp"], alone["mlp"])
 
 
-def test_every_step_and_the_unconditional_half_are_seen(flux, pipe):
+def test_every_step_and_the_unconditional_half_are_seen(flux, pipe, tmp_path):
     # 3 prompts of 64 image tokens over 3 steps with guidance; text tokens go through the other projections.
-    found = calibrate(flux, pipe, {"q": QKV}, PROMPTS, SEEDS, 10_000, 0)
+    found = calibrate(flux, pipe, {"q": QKV}, PROMPTS, SEEDS, 10_000, 0, tmp_path)
     assert found["q"].shape == (3 * 3 * 2 * 64, 32)
 
 
-def test_the_hooks_are_gone_afterwards_also_after_an_error(flux, pipe):
+def test_the_hooks_are_gone_afterwards_also_after_an_error(flux, pipe, tmp_path):
     def fail(*_):
         raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError):
-        calibrate(flux, pipe, {"q": QKV}, PROMPTS, SEEDS, 8, 0, fail)
+        calibrate(flux, pipe, {"q": QKV}, PROMPTS, SEEDS, 8, 0, tmp_path, fail)
     assert not pipe.transformer.get_submodule(QKV)._forward_pre_hooks
 
 
-def test_progress_counts_prompts_up_to_all(flux, pipe):
+def test_progress_counts_prompts_up_to_all(flux, pipe, tmp_path):
     seen = []
-    calibrate(flux, pipe, {"q": QKV}, PROMPTS, SEEDS, 8, 0, lambda done, total, what: seen.append((done, total)))
+    calibrate(
+        flux, pipe, {"q": QKV}, PROMPTS, SEEDS, 8, 0, tmp_path, lambda done, total, what: seen.append((done, total))
+    )
     assert seen[-1] == (3, 3) and seen == sorted(seen)
 
 
-def test_convolutions_are_sampled_channels_last(sd):
+def test_convolutions_are_sampled_channels_last(sd, tmp_path):
     pipe = load_pipeline(sd)
     path = "down_blocks.0.attentions.0.proj_in"
     assert isinstance(pipe.unet.get_submodule(path), torch.nn.Conv2d)
-    found = calibrate(sd, pipe, {"in": path}, PROMPTS[:1], SEEDS[:1], 10_000, 0)
+    found = calibrate(sd, pipe, {"in": path}, PROMPTS[:1], SEEDS[:1], 10_000, 0, tmp_path)
     assert found["in"].shape == (3 * 2 * 16 * 16, 32)
 
 

@@ -17,13 +17,14 @@ import torch
 import engines
 from artifact.errors import UserError
 from artifact.manifest import Artifact
+from artifact.pictures import any_pictures, read_pictures
 from artifact.sampling import initial_noise, sample
 from artifact.store import Store
 from engines.shapes import input_shapes
 from export.check import check_against_torch
-from export.components import Component, components, latent_rule
+from export.components import components, latent_rule, picture_rule
 from export.fake_module import fake_module
-from export.families import MODULES, PIPELINES, pipeline_row
+from export.families import MODULES, pipeline_row
 from export.families.linear_attention import linear_attention
 from export.families.positions import float32_positions
 from export.graph import write_graph
@@ -44,18 +45,19 @@ MODELS: dict[str, Callable[[Path], Path]] = {
     "pixart": models.pixart,
     "sana": models.sana,
     "fill": models.flux_fill,
+    "control": models.flux_control,
     "qwen": models.qwen_image,
 }
 DENOISERS = [
-    ("sd21", "unet"), ("fill", "transformer"), ("sd3", "transformer"), ("pixart", "transformer"),
-    ("sana", "transformer"), ("qwen", "transformer"),
+    ("sd21", "unet"), ("fill", "transformer"), ("control", "transformer"), ("sd3", "transformer"),
+    ("pixart", "transformer"), ("sana", "transformer"), ("qwen", "transformer"),
 ]  # fmt: skip
 OTHERS = [
     ("sd21", "text_encoder"), ("pixart", "text_encoder"), ("sana", "text_encoder"), ("qwen", "text_encoder"),
     ("sana", "vae_decoder"), ("sana", "vae_encoder"), ("qwen", "vae_decoder"), ("qwen", "vae_encoder"),
 ]  # fmt: skip
 FOUR_BIT = [*DENOISERS, ("sdxl_turbo", "unet")]  # SDXL's graphs are compared with torch in test_check.py
-KNOWN = ("sd21", "fill")  # of classes whose float32 graphs test_check.py compares
+KNOWN = ("sd21", "fill", "control")  # of classes whose float32 graphs test_check.py compares
 
 # The layers of every block that are quantised; modulations by weight alone.
 _CROSS = "attn1.to_qkv attn1.to_out.0 attn2.to_q attn2.to_out.0"
@@ -76,14 +78,6 @@ LAYERS = {
 }  # fmt: skip
 
 
-def parts(source: Source) -> list[Component]:
-    """The source's components; those with a row where its pipeline as a whole is refused."""
-    if source.pipeline in PIPELINES:
-        return components(source)
-    rows = [(module, row) for module, cls in source.modules.items() for row in MODULES.get(cls, ())]
-    return [Component(row.component.format(module=m), m, row.role, row.cls, source.config(m)) for m, row in rows]
-
-
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Source]:
     """The tiny model of a name, saved once."""
@@ -100,7 +94,7 @@ def family(source: Callable[[str], Source], store: Store) -> Graph:
     """(model, component, dtype) → (source, component, graph)."""
 
     def get(name: str, part: str, dtype: str = "float32"):
-        component = next(c for c in parts(source(name)) if c.name == part)
+        component = next(c for c in components(source(name)) if c.name == part)
         component = replace(component, float32=False)  # tested in float16, too, where a build keeps float32
         return source(name), component, prepared(source(name), component, dtype, store)
 
@@ -157,7 +151,7 @@ def test_exactly_these_layers_are_quantised(family: Graph, name: str) -> None:
 
 @pytest.mark.parametrize(("name", "part"), FOUR_BIT)
 def test_every_linear_is_named_by_one_list_only(source: Callable[[str], Source], name: str, part: str) -> None:
-    component = next(c for c in parts(source(name)) if c.name == part)
+    component = next(c for c in components(source(name)) if c.name == part)
     module, _ = fake_module(component, "float16")
     globs = {kind: getattr(component.row, kind) for kind in ("quantise", "weight_only", "keep")}
     for linear, child in module.named_modules():
@@ -184,6 +178,30 @@ def test_the_family_s_pipeline_on_engines_equals_torch_step_by_step(family: Grap
     assert np.abs(found.latents - other.latents).max() > 1e-3  # the text counts
 
 
+@pytest.mark.parametrize("name", ["fill", "control"])
+def test_a_pipeline_that_draws_from_pictures_does_so_on_engines_as_on_torch(
+    family: Graph, tmp_path: Path, name: str
+) -> None:
+    source, _, _ = family(name, "transformer")
+    graphs = [family(name, part.name)[1:] for part in components(source)]
+    artifact = artifact_of(tmp_path / "artifact", source, graphs)
+    prompts = ["a large red circle", "a small blue square above a green cross"]
+    rule, noise = picture_rule(source), initial_noise(latent_rule(source), [1, 2], 32, 32)
+    assert rule is not None and (rule.mask is not None) == (name == "fill")
+    given = read_pictures(models.pictures(tmp_path / "given", 2), rule, 2, 32, 32)
+    expected = sample(load_pipeline(source), prompts, noise, source.generation, pictures=given)
+    with engines.load(artifact) as pipe:
+        assert type(pipe.diffusers()).__name__ == source.pipeline and pipe.layout.latents == latent_rule(source)
+        found, other, grey = (
+            sample(pipe.diffusers(), prompts, noise, source.generation, pictures=p)
+            for p in (given, replace(given, images=given.images[::-1]), any_pictures(rule, 2, 32, 32))
+        )
+    assert expected.latents.shape == (2, 3, 64, 16) and expected.latents.std() > 0.1
+    np.testing.assert_allclose(found.latents, expected.latents, rtol=0, atol=2e-4)
+    assert np.abs(found.images.astype(int) - expected.images).max() <= 1
+    assert np.abs(found.latents - other.latents).max() > 1e-3 < np.abs(found.latents - grey.latents).max()
+
+
 def test_turbo_is_known_by_its_scheduler_and_draws_the_same_noise_at_every_call(
     source: Callable[[str], Source],
 ) -> None:
@@ -198,16 +216,16 @@ def test_turbo_is_known_by_its_scheduler_and_draws_the_same_noise_at_every_call(
     np.testing.assert_allclose(alone[0], one[1], rtol=0, atol=1e-4 * one.std())
 
 
-@pytest.mark.parametrize(("name", "tokens"), [("sd3", 16 + 12), ("pixart", 12), ("sana", 12)])
+@pytest.mark.parametrize(("name", "tokens", "width"), [("sd3", 16 + 12, 96), ("pixart", 12, 32), ("sana", 12, 32)])
 def test_the_denoiser_reads_as_many_tokens_as_its_pipeline_gives(
-    family: Graph, tmp_path: Path, name: str, tokens: int
+    family: Graph, tmp_path: Path, name: str, tokens: int, width: int
 ) -> None:
     source, _, _ = family(name, "transformer")
     graphs = [family(name, part.name)[1:] for part in components(source) if part.role != "vae_encoder"]
     artifact = Artifact.open(artifact_of(tmp_path / "artifact", source, graphs))
     shapes = input_shapes(artifact, "transformer", artifact.model("transformer", "fp16"))
     assert shapes["hidden_states"] == (2, 4, 32 // latent_rule(source).scale, 32 // latent_rule(source).scale)
-    assert shapes["encoder_hidden_states"] == (2, tokens, 32)
+    assert shapes["encoder_hidden_states"] == (2, tokens, width)
 
 
 def test_positions_of_pixart_are_torch_s_at_every_size() -> None:
@@ -233,11 +251,22 @@ def test_pixels_without_any_feature_are_zero_in_linear_attention(family: Graph, 
     assert any(np.isclose(value, 1e-15, rtol=1e-3, atol=0).all() for value in least)
 
 
-def test_a_pipeline_that_cannot_be_compiled_says_why(source: Callable[[str], Source]) -> None:
-    with pytest.raises(UserError, match=r"FluxFillPipeline cannot be compiled: .*picture beside every prompt"):
-        components(source("fill"))
+def test_a_pipeline_that_cannot_be_compiled_says_why() -> None:
     with pytest.raises(UserError, match="ZImagePipeline cannot be compiled: .*complex numbers.*Known are Flux"):
         pipeline_row("ZImagePipeline")
+
+
+@pytest.mark.parametrize(
+    ("name", "cls", "given"),
+    [("fill", "FluxPipeline", 16), ("fill", "FluxControlPipeline", 32), ("control", "FluxFillPipeline", 48)],
+)
+def test_a_transformer_of_another_width_than_its_pipeline_s_is_refused(
+    source: Callable[[str], Source], name: str, cls: str, given: int
+) -> None:
+    found = source(name)
+    width = {"fill": 48, "control": 32}[name]
+    with pytest.raises(UserError, match=f"no {cls}: .* reads {width} channels a token where .* gives {given}"):
+        components(replace(found, index=found.index | {"_class_name": cls}))
 
 
 def test_what_a_family_s_sisters_add_is_refused() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ from export.source import open_source
 
 
 @pytest.mark.parametrize("model", ["shapes-dit", "shapes-unet"])
-def test_images_and_samples_are_the_same_with_no_weight_in_memory(model: str) -> None:
+def test_images_and_samples_are_the_same_with_no_weight_in_memory(model: str, tmp_path: Path) -> None:
     source = open_source(model)
     generation = source.generation | {"num_inference_steps": 2}
     noise = initial_noise(latent_rule(source), [0, 1], generation["height"], generation["width"])
@@ -27,7 +29,7 @@ def test_images_and_samples_are_the_same_with_no_weight_in_memory(model: str) ->
     assert all(p.is_meta for p in denoiser_of(left).parameters())  # and dropped again
 
     linear = next(n for n, m in denoiser_of(whole).named_modules() if isinstance(m, torch.nn.Linear) and "to_q" in n)
-    drawn = [calibrate(source, pipe, {"x": linear}, prompts, [0, 1], 64, 0)["x"] for pipe in (whole, left)]
+    drawn = [calibrate(source, pipe, {"x": linear}, prompts, [0, 1], 64, 0, tmp_path)["x"] for pipe in (whole, left)]
     assert np.array_equal(*drawn)
 
 

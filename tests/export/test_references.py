@@ -14,6 +14,7 @@ from artifact.sampling import initial_noise, sample
 from artifact.store import Store
 from export import references
 from export.components import latent_rule
+from export.examples import Examples
 from export.pipeline import load_pipeline
 from export.references import draw_references, kept, write_references
 
@@ -87,6 +88,6 @@ def test_another_number_of_steps_is_drawn_anew(flux, pipe, tmp_path):
 def test_the_pipeline_is_not_loaded_where_every_image_is_kept(flux, pipe, tmp_path, two_at_a_time):
     store = Store(tmp_path / "store")
     make(flux, lambda: pipe, PROMPTS[:2], SEEDS[:2], tmp_path / "out", store)
-    assert [kept(flux, PROMPTS[:n], SEEDS[:n], store) for n in (2, 3)] == [2, 2]
+    assert [kept(flux, Examples(PROMPTS[:n]), SEEDS[:n], store) for n in (2, 3)] == [2, 2]
     make(flux, lambda: pytest.fail("loaded"), PROMPTS[:2], SEEDS[:2], tmp_path / "again", store)
     assert all_bytes(tmp_path / "again") == all_bytes(tmp_path / "out")

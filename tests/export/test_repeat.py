@@ -7,16 +7,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import diffusers
+import onnx_ir as ir
 import pytest
 import torch
 import transformers
 
 from export import components, families
-from export.alike import alike, shorten
+from export.alike import Run, alike, shorten
 from export.components import Component
 from export.families.row import Row
 from export.graph import export_graph
 from export.graph_cache import graph_bytes
+from export.repeat import NotAlikeError, repeat
+from export.tidy import SCOPE
 from tests.export import models
 
 BLOCKS = 6  # of the small ones
@@ -66,11 +69,8 @@ class Said(logging.Handler):
 def said() -> Iterator[list[str]]:
     """What exporting says of a way that it could not go."""
     logger, handler = logging.getLogger("export.graph"), Said()
-    level = logger.level
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
     yield handler.lines
-    logger.setLevel(level)
     logger.removeHandler(handler)
 
 
@@ -164,7 +164,7 @@ def component_of(cls: type[torch.nn.Module], monkeypatch: pytest.MonkeyPatch) ->
         (Numbered, "reads another input"),
         (Between, "reads another input"),
         (AllRead, "is read behind"),
-        (ByNumber, "KeyError"),
+        (ByNumber, "Failed to export"),
     ],
 )
 def test_blocks_that_are_not_alike_are_exported_all(
@@ -176,6 +176,46 @@ def test_blocks_that_are_not_alike_are_exported_all(
     assert graph_bytes(short) == graph_bytes(export_graph(component, "float32", whole=True))
     names = [v for v in short.graph.initializers if v.endswith("linear.weight")]
     assert names == [f"blocks.{i}.linear.weight" for i in range(BLOCKS)]
+
+
+class Broken(Chain):
+    built = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = self.blocks[: LAYERS - 1]
+        Broken.built += 1
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no such model")
+
+
+def test_a_model_without_blocks_to_leave_out_fails_at_once(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
+    with pytest.raises(Exception, match="no such model"):
+        export_graph(component_of(Broken, monkeypatch), "float32")
+    assert Broken.built == 1 and said == []
+
+
+SCOPED = """<ir_version: 10, opset_import: ["" : 20]>
+graph (float[4] x) => (float[4] y) {
+  a0 = Relu (x)
+  a1 = Relu (a0)
+  h = Relu (a1)
+  early = Neg (h)
+  a2 = Neg (h)
+  a3 = Relu (a2)
+  y = Add (a3, early)
+}"""
+
+
+def test_what_reads_a_block_before_that_has_ended_is_not_put_behind_the_copies() -> None:
+    text = SCOPED.replace("a1 = Relu (a0)", "b1 = Relu (a0)\n  a1 = Neg (b1)")
+    model = ir.from_onnx_text(text)
+    scopes = {"a0": "blocks.0", "b1": "blocks.1", "a1": "blocks.1", "h": "blocks.2", "a2": "blocks.2", "a3": "blocks.9"}
+    for node in model.graph:
+        node.metadata_props[SCOPE] = scopes.get(str(node.outputs[0].name), "")
+    with pytest.raises(NotAlikeError, match="before that has ended"):
+        repeat(model, [Run("blocks", "0", "1", "2", ("3",))])
 
 
 def test_what_tells_blocks_apart() -> None:

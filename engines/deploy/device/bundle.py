@@ -10,7 +10,7 @@ from typing import Any
 from artifact.errors import UserError
 from artifact.files import inside, sha256
 
-FORMAT = "bundle 1"
+FORMAT = "bundle 2"
 MANIFEST = "manifest.json"
 
 

@@ -11,7 +11,8 @@ from PIL import Image
 from artifact.errors import UserError
 from artifact.sampling import Progress
 from engines.deploy.device.bundle import Bundle
-from engines.deploy.device.drawing import Call, Opener, draw
+from engines.deploy.device.drawing import Call, draw
+from engines.deploy.device.runner import Opener
 from engines.metrics import latent_cosine, mean_squared_error, psnr_db
 
 

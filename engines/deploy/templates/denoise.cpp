@@ -63,7 +63,7 @@ size_t bytesOf(nvinfer1::DataType type) {
     }
 }
 
-// Small normal numbers in the tensor's own type; zeros in integers, which are ids or positions.
+// Small normal numbers in the tensor's own type; ones in integers, which are ids or the mask of a text.
 std::vector<char> random(nvinfer1::DataType type, size_t count) {
     std::vector<char> bytes(count * bytesOf(type));
     std::mt19937 generator(0);
@@ -73,6 +73,10 @@ std::vector<char> random(nvinfer1::DataType type, size_t count) {
         // The sign bit, and an exponent between 2^-7 and 1: any half in that range will do.
         if (type == nvinfer1::DataType::kHALF)
             reinterpret_cast<uint16_t*>(bytes.data())[i] = static_cast<uint16_t>((generator() & 0x9fff) | 0x2000);
+        if (type == nvinfer1::DataType::kINT32) reinterpret_cast<int32_t*>(bytes.data())[i] = 1;
+#if NV_TENSORRT_MAJOR >= 10
+        if (type == nvinfer1::DataType::kINT64) reinterpret_cast<int64_t*>(bytes.data())[i] = 1;
+#endif
     }
     return bytes;
 }
@@ -97,8 +101,8 @@ int main(int count, char** arguments) {
     for (int i = 0; i < engine->getNbIOTensors(); ++i) {
         char const* const name = engine->getIOTensorName(i);
         bool const input = engine->getTensorIOMode(name) == nvinfer1::TensorIOMode::kINPUT;
-        // build.sh's profile has one shape: its smallest is the one.
-        if (input) context->setInputShape(name, engine->getProfileShape(name, 0, nvinfer1::OptProfileSelector::kMIN));
+        // Of build.sh's profile, what run.py calls the step with: with both halves of the guidance, where it joins them.
+        if (input) context->setInputShape(name, engine->getProfileShape(name, 0, nvinfer1::OptProfileSelector::kOPT));
         nvinfer1::Dims const shape = context->getTensorShape(name);  // of an output: known once the inputs before it are
         size_t elements = 1;
         for (int d = 0; d < shape.nbDims; ++d) elements *= static_cast<size_t>(std::max<int64_t>(shape.d[d], 0));

@@ -137,8 +137,8 @@ def test_a_damaged_manifest_is_named(device: Jetson) -> None:
     whole = path.read_text()
     path.write_text(whole[:100])
     assert f"{path} is missing or damaged" in refused(device)
-    path.write_text(whole.replace("bundle 1", "bundle 2"))
-    assert "has format 'bundle 2'" in refused(device)
+    path.write_text(whole.replace("bundle 2", "bundle 1"))
+    assert "has format 'bundle 1'" in refused(device)
 
 
 def test_a_nan_is_named_with_its_component_and_call(device: Jetson) -> None:

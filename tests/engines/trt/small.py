@@ -45,7 +45,8 @@ def make(root: Path, solve: Callable[[ir.Model, str, str], Solved]) -> Artifact:
             "role": "denoiser", "module": "transformer", "class": "FluxTransformer2DModel",
             "config": {"in_channels": 64}, "models": forms, "tensorrt": lowered,
         },
-        "vae_decoder": _shared("vae_decoder", "vae", "AutoencoderKL", {"block_out_channels": [8, 8, 8]}),
+        "vae_decoder": _shared("vae_decoder", "vae", "AutoencoderKL",
+                               {"block_out_channels": [8, 8, 8], "latent_channels": 16}),
     }  # fmt: skip
     content = {
         "name": root.name, "pipeline": "FluxPipeline", "source": {"model": "small", "sha256": "5" * 64},

@@ -36,7 +36,7 @@ def test_an_engine_is_given_one_image_at_a_time(
 ) -> None:
     seen: list[int] = []
 
-    def sample(pipe: Any, prompts: list[str], noise: np.ndarray, call: dict[str, Any]) -> Sampled:
+    def sample(pipe: Any, prompts: list[str], noise: np.ndarray, call: dict[str, Any], *_: Any) -> Sampled:
         seen.append(len(prompts))
         assert len(noise) == len(prompts)
         return Sampled(np.zeros((len(prompts), 8, 8, 3), np.uint8), np.zeros((len(prompts), 3, 4)))

@@ -86,12 +86,12 @@ class Runtime:
         if about["plugin"] and _registry.loaded is None:
             sys.stderr.write("[TRT] [E] no creator of SvdqLinear\n")
             return None
-        return _Engine(about["onnx"])
+        return _Engine(about["onnx"], about["min"], about["max"])
 
 
 class _Engine:
-    def __init__(self, onnx: str) -> None:
-        self.onnx = onnx
+    def __init__(self, onnx: str, least: dict[str, list[int]], most: dict[str, list[int]]) -> None:
+        self.onnx, self.least, self.most = onnx, least, most
         self.tensors: dict[str, tuple[str, str]] = _worker.ask("open", onnx)  # name: (mode, dtype)
 
     @property
@@ -117,7 +117,9 @@ class _Context:
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self.shapes[name] = tuple(shape)
-        return _worker.ask("fits", self.engine.onnx, name, tuple(shape))
+        least, most = (bounds.get(name, shape) for bounds in (self.engine.least, self.engine.most))
+        within = len(least) == len(shape) and all(a <= d <= b for a, d, b in zip(least, shape, most, strict=True))
+        return within and _worker.ask("fits", self.engine.onnx, name, tuple(shape))
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return _worker.ask("shape", self.engine.onnx, name, self.shapes)

@@ -33,7 +33,16 @@ if mode == "memory":
     os.kill(os.getpid(), 9)
 if mode == "nothing":
     sys.exit(0)
+
+
+def shapes(flag: str) -> dict[str, list[int]]:
+    """Of "name:1x2,other:3"; no flag where every shape is fixed."""
+    pairs = (part.rsplit(":", 1) for part in given.get(flag, "").split(",") if part)
+    return {name.strip("'"): [int(d) for d in dims.split("x")] for name, dims in pairs}
+
+
 onnx = Path(given["--onnx"]).resolve()
 plan = {"onnx": str(onnx), "plugin": "--dynamicPlugins" in given}
+plan |= {"min": shapes("--minShapes"), "max": shapes("--maxShapes")}
 Path(given["--saveEngine"]).write_text(json.dumps(plan))
 Path(given["--exportLayerInfo"]).write_text("{}")
