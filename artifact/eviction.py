@@ -14,11 +14,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from artifact.files import as_user_error
+from artifact.files import PARTIAL, as_user_error
 
 LOCK = ".store.lock"
 BUILDS = ".builds"  # a locked file for each running build, named by the nanosecond in which it began
 ENTRIES = "??/*"
+CLOCKS_NS = 3_600_000_000_000  # an hour: further apart than the clocks of machines that share a store
 
 
 @contextlib.contextmanager
@@ -38,9 +39,13 @@ def locked(root: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def protected(root: Path, began: int) -> Iterator[None]:
-    """While the block runs, no process evicts an entry that was used since `began` (nanoseconds since 1970)."""
+    """While the block runs, no process evicts an entry that was used since `began` (nanoseconds since 1970).
+
+    What killed builds left half-written is deleted first.
+    """
     name = root / BUILDS / f"{began}-{uuid.uuid4().hex}"
     with locked(root):
+        _sweep(root)
         name.parent.mkdir(exist_ok=True)
         lock = FileLock(name)
         lock.acquire(timeout=0)
@@ -69,10 +74,21 @@ def evict(root: Path, limit: int, began: int) -> None:
             total -= size
 
 
+def _sweep(root: Path) -> None:
+    """Delete what killed builds left half-written, and nothing that a running one may be writing."""
+    running = _running(root)
+    for path in root.glob(f"{ENTRIES}{PARTIAL}"):
+        with contextlib.suppress(FileNotFoundError):
+            if not running or path.stat().st_mtime_ns < min(running) - CLOCKS_NS:
+                path.unlink()
+
+
 def _entries(root: Path) -> list[tuple[int, int, Path]]:
-    """(last used, bytes, path) of every entry; those that go meanwhile are left out."""
+    """(last used, bytes, path) of every entry; those that go meanwhile, or are only being written, are left out."""
     found = []
     for path in root.glob(ENTRIES):
+        if path.name.endswith(PARTIAL):
+            continue
         with contextlib.suppress(FileNotFoundError):
             stat = path.stat()
             found.append((stat.st_mtime_ns, stat.st_size, path))

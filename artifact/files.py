@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -54,7 +55,8 @@ def written_whole(path: Path, size: int | None = None) -> Iterator[Path]:
     less room than that, or the directory cannot be written.
     """
     path = Path(path)
-    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    # Containers and machines that share a directory may have processes of one number.
+    partial = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if size is not None:
@@ -131,9 +133,14 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
-def remove_partials(directory: Path) -> None:
-    """Delete what a killed run left half-written below `directory`."""
+def remove_partials(directory: Path, shared: Path | None = None) -> None:
+    """Delete what a killed run left half-written below `directory`, which no other process writes to.
+
+    `shared`: a directory below it that others may be writing to now; it is left alone.
+    """
     for path in list(Path(directory).rglob(f"*{PARTIAL}")):
+        if shared is not None and shared.resolve() in path.resolve().parents:
+            continue
         if path.is_dir():  # a model that was being written
             shutil.rmtree(path, ignore_errors=True)
         else:

@@ -1,7 +1,8 @@
-"""How much memory is free."""
+"""How much memory is free, and how many cores there are for us."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 
@@ -19,3 +20,16 @@ def available_bytes(root: Path = Path("/")) -> int:
     except (OSError, ValueError):  # no container, or "max": no limit
         return free
     return min(free, allowed - used + int(kept.get("inactive_file", 0)))
+
+
+def available_cores(root: Path = Path("/")) -> int:
+    """Cores that this process may run on: those of its affinity, or as many as its container gets time of.
+
+    `root` as above. A container's quota is that of cgroup 2, "200000 100000" for two cores.
+    """
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = (int(n) for n in (root / "sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split())
+    except (OSError, ValueError):  # no container, or "max": no quota
+        return cores
+    return max(1, min(cores, quota // period))

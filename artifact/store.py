@@ -56,8 +56,10 @@ class Store:
     def put_bytes(self, key: str, data: bytes) -> None:
         """Store `data` under `key`, with its digest behind it. Raises UserError where the disk is full."""
         with written_whole(self.path(key), len(data) + DIGEST_BYTES) as partial:
-            partial.write_bytes(data + hashlib.sha256(data).digest())
-            _mark(partial)
+            with open(partial, "wb") as f:
+                f.write(data)
+                f.write(hashlib.sha256(data).digest())
+            self._mark(partial)
         self._evict()
 
     def get_bytes(self, key: str) -> bytes | None:
@@ -65,14 +67,17 @@ class Store:
         path = self.path(key)
         try:
             self._use(path)
-            stored = path.read_bytes()
+            with open(path, "rb") as f:
+                file = os.fstat(f.fileno())
+                data, digest = f.read(max(0, file.st_size - DIGEST_BYTES)), f.read()
         except FileNotFoundError:
             return None
-        data, digest = stored[:-DIGEST_BYTES], stored[-DIGEST_BYTES:]
-        if hashlib.sha256(data).digest() != digest:
-            path.unlink(missing_ok=True)
-            return None
-        return data
+        if hashlib.sha256(data).digest() == digest:
+            return data
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_ino == file.st_ino:  # else another process has made it anew
+                path.unlink()
+        return None
 
     def put_arrays(self, key: str, arrays: dict[str, np.ndarray], meta: dict[str, str]) -> None:
         """Store named arrays (any dtype that safetensors knows, bfloat16 included) and string metadata."""
@@ -112,17 +117,19 @@ class Store:
         """Mark an entry as used now. Raises FileNotFoundError where it is not there."""
         if path.stat().st_mtime_ns < self._began:
             with contextlib.suppress(UserError), locked(self.root):  # where nobody can write, nobody evicts
-                _mark(path)
+                self._mark(path)
+
+    def _mark(self, path: Path) -> None:
+        """Set the time of last use: not before this build began, although the clock of a cluster's machine may say so.
+
+        The kernel's own stamps are up to 10 ms behind the clock that builds begin by.
+        """
+        now = max(time.time_ns(), self._began)
+        os.utime(path, ns=(now, now))
 
     def _evict(self) -> None:
         if self.limit_bytes is not None:
             evict(self.root, self.limit_bytes, self._began)
-
-
-def _mark(path: Path) -> None:
-    """Set the time of last use. The kernel's own stamps are up to 10 ms behind the clock that builds begin by."""
-    now = time.time_ns()
-    os.utime(path, ns=(now, now))
 
 
 def key_of(*parts: str | bytes | np.ndarray) -> str:

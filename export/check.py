@@ -26,16 +26,24 @@ class ExportDiffers(Exception):
     """The graph computes something else than the torch module: a fault of the exporter or of a family's row."""
 
 
-def obstacle(path: Path | None, weights: int) -> str | None:
+def checked_bytes(weights: int) -> int:
+    """What comparing a graph with that many weights takes: torch's module in float32, and onnxruntime's graph."""
+    return 2 * 4 * weights
+
+
+def obstacle(written: bool, weights: int, max_memory: int | None = None) -> str | None:
     """Why a graph with that many weights cannot be compared here; None where it can.
 
-    torch holds the module in float32 and onnxruntime, where the CPU has no 16-bit arithmetic, the graph again.
+    `written`: whether its 16-bit form is. The memory (onnxruntime's graph becomes float32 where the CPU has no 16-bit
+    arithmetic) must be free, and within `max_memory` bytes.
     """
-    if path is None:
+    if not written:
         return "its 16-bit graph is not written (--keep-fp16 writes it)"
-    needed, free = 2 * 4 * weights, available_bytes()
+    needed, free = checked_bytes(weights), available_bytes()
     if needed > free:
         return f"that takes {needed / 1e9:.0f} GB of memory, {free / 1e9:.0f} GB are free"
+    if max_memory is not None and needed > max_memory:
+        return f"that takes {needed / 1e9:.1f} GB of memory, --max-memory is {max_memory / 1e9:.1f} GB"
     return None
 
 

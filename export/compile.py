@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,20 +10,21 @@ import onnx_ir as ir
 
 from artifact import manifest as manifests
 from artifact.files import remove_partials
+from artifact.free import available_bytes
 from artifact.lock import held
 from artifact.manifest import Artifact
-from artifact.store import Store
 from engines import targets
-from export.components import components, latent_rule, picture_rule
+from export.components import latent_rule, picture_rule
 from export.deliver import deliver
 from export.describe import copy_folders, describe_components, describe_layers, pipeline_settings, remove_stale
-from export.examples import Examples, read_examples
+from export.examples import Examples
 from export.options import BASELINE, Options
-from export.plan import Build
+from export.plan import Build, planned
 from export.quantise import ask, calibrate_all, find_all, solve_all
 from export.quantise import workers as workers_of
+from export.references import References, draw_references, write_references
 from export.rewrite import Models, check_reserve, refusals, rewrite
-from export.source import Source, open_source
+from export.source import Source
 from export.stages import Stages
 from passes.solver.pool import each
 
@@ -37,21 +37,12 @@ def compile_model(options: Options, stages: Stages) -> tuple[Artifact, dict[str,
     Raises UserError for whatever the user can put right. A build that was killed is resumed: finished exports,
     samples, layers and references are found in the store.
     """
-    options.check()
-    target = targets.find(options.target)
     with stages.stage("model"):
-        source = open_source(options.model)
-        if options.steps is not None:
-            source = replace(source, generation={**source.generation, "num_inference_steps": options.steps})
-        parts = components(source)
-        # Read now, so that a bad file is refused before anything is written.
-        calibration, drawn = read_examples(options, source)
-    out = options.out or Path("out") / Path(source.name).name
-    limit = None if options.cache_limit is None else int(options.cache_limit * 1e9)
-    store = Store(options.cache or out / ".cache", limit)
-    with held(out), store.in_use():
-        remove_partials(out)
-        build = Build(options, source, parts, out, store, stages)
+        # Prompts and pictures are read now, so that a bad file is refused before anything is written.
+        build, calibration, examples = planned(options, stages)
+    target, source, out = targets.find(options.target), build.source, build.out
+    with held(out), build.store.in_use():
+        remove_partials(out, shared=build.store.root)
         graphs = _export(build)
         refused = refusals(build, graphs, gpu=target.name != "cpu")
         layers = find_all(build, graphs)
@@ -61,9 +52,13 @@ def compile_model(options: Options, stages: Stages) -> tuple[Artifact, dict[str,
         pipe = _LazyPipeline(source, options.memory_limit)
         samples = calibrate_all(build, of_denoiser, calibration, pipe)
         solved = solve_all(build, layers, asked, samples)
-        references = _references(build, drawn, pipe)
+        drawn = _references(build, examples, pipe)
         # Without its manifest the directory is no artifact: a kill from here on leaves none that is half old.
         (out / manifests.NAME).unlink(missing_ok=True)
+        references: dict[str, Any] = {}
+        if drawn is not None:
+            files = write_references(drawn, out)
+            references = {"prompts": examples.prompts, "seeds": drawn.record["seeds"], "files": files}
         models = rewrite(build, graphs, solved, refused)
         checks, unchecked = _check(build, models.portable)
         folders = copy_folders(build)
@@ -85,13 +80,13 @@ def compile_model(options: Options, stages: Stages) -> tuple[Artifact, dict[str,
             "exports": checks,
             "layers": describe_layers(build, layers, solved),
             "references": references,
-            "skipped": [*models.skipped, *unchecked],
+            "skipped": [*models.skipped, *build.kept_wide(), *unchecked],
         }
-        files = [str(p.relative_to(out)) for p in models.files]
-        files += [
+        names = [str(p.relative_to(out)) for p in models.files]
+        names += [
             str(p.relative_to(out)) for f in folders.values() for p in sorted((out / f).rglob("*")) if p.is_file()
         ]
-        content["files"] = manifests.record(out, sorted({*files, *references.get("files", ())}))
+        content["files"] = manifests.record(out, sorted({*names, *references.get("files", ())}))
         remove_stale(out, content["files"])
         artifact = manifests.write(out, content)
         if late := deliver(artifact, target, options.preset, stages):
@@ -120,6 +115,7 @@ def _export(build: Build) -> dict[str, ir.Model]:
 
     Exporting is one thread's work and the longest of a small build: components are exported side by side.
     """
+    from export.estimate import EXPORT_BYTES
     from export.graph_cache import Exporter, graph_key, prepared
 
     graphs, dtype = {}, build.options.dtype
@@ -130,7 +126,9 @@ def _export(build: Build) -> dict[str, ir.Model]:
         if workers > 1:
             tick(0, len(missing), ", ".join(c.name for c in missing[:workers]))
             exporter = Exporter(dtype, str(build.store.root))
-            for i, (part, _) in enumerate(each(exporter, missing, workers, preload="export.graph_cache")):
+            limit = build.options.memory_limit or available_bytes()
+            finished = each(exporter, missing, workers, "export.graph_cache", lambda _: EXPORT_BYTES, limit)
+            for i, (part, _) in enumerate(finished):
                 tick(i + 1, len(missing), part.name)
         for part in build.components:
             graphs[part.name] = prepared(build.source, part, dtype, build.store)
@@ -138,17 +136,14 @@ def _export(build: Build) -> dict[str, ir.Model]:
     return graphs
 
 
-def _references(build: Build, examples: Examples, pipe: _LazyPipeline) -> dict[str, Any]:
-    """The 16-bit pipeline's images and latents, stored for validation where that does not fit; {} for none."""
-    from export.references import make_references
-
+def _references(build: Build, examples: Examples, pipe: _LazyPipeline) -> References | None:
+    """The 16-bit pipeline's images and latents, stored for validation where that does not fit; None where none are."""
     prompts = examples.prompts
     if not prompts:
-        return {}
+        return None
     seeds = [build.options.seed + i for i in range(len(prompts))]
     with build.stages.stage("references") as tick:
-        files = make_references(build.source, pipe(), prompts, seeds, build.out, build.store, tick, examples.pictures)
-    return {"prompts": prompts, "seeds": seeds, "files": files}
+        return draw_references(build.source, pipe, prompts, seeds, build.store, tick, examples.pictures)
 
 
 def _check(build: Build, models: Models) -> tuple[dict[str, Any], list[str]]:
@@ -160,7 +155,7 @@ def _check(build: Build, models: Models) -> tuple[dict[str, Any], list[str]]:
         for i, part in enumerate(build.components):
             tick(i, len(build.components), part.name)
             path = next((files[-1] for p, files in models[part.name].items() if build.form(part, p) == BASELINE), None)
-            if reason := obstacle(path, build.weights(part)):
+            if reason := obstacle(path is not None, build.weights(part), build.options.memory_limit):
                 skipped.append(f"The graph of {part.name} was not compared with torch: {reason}.")
                 continue
             assert path is not None

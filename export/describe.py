@@ -102,11 +102,11 @@ def pipeline_settings(index: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def remove_stale(out: Path, files: Mapping[str, Any]) -> None:
-    """Delete what an earlier build left and this one lacks: other presets' models, its report's images, its bundle.
+    """Delete what an earlier build left and this one lacks: other presets' models, references, its report, its bundle.
 
     Engines stay: they know which graph they were built from.
     """
-    for path in out.glob("*/*.onnx*"):
+    for path in [*out.glob("*/*.onnx*"), *(p for p in out.glob("references/**/*") if p.is_file())]:
         if str(path.relative_to(out)) not in files:
             path.unlink()
     for directory in ("report", "deploy"):

@@ -1,52 +1,54 @@
-"""What a build would do: what is kept, what is made anew, sizes before and after, and about how long it takes."""
+"""What a build would do: what is kept, made anew and skipped, sizes before and after, about what time and memory."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 
-from artifact.store import Store
 from engines.report.tables import bytes_text
-from export.components import Component, components
-from export.examples import Examples, read_examples
+from export import references
+from export.check import obstacle
+from export.components import Component
+from export.estimate import (
+    EXPORT_S,
+    READ_S,
+    WRITE_S,
+    WRITING_BYTES,
+    checking_bytes,
+    exporting_bytes,
+    pipeline_bytes,
+    solving_bytes,
+    solving_seconds,
+)
+from export.examples import Examples
 from export.graph_cache import graph_key, load_prepared
-from export.options import Options
-from export.plan import Build
+from export.options import BASELINE, Options
+from export.plan import Build, planned
 from export.quantise import ask_for, find, identity, sample_keys, workers
-from export.source import open_source
+from export.safetensors_index import Weight
 from export.stages import Stages
 from passes.layers import Layer
 from passes.policy import KEEP, Policy
 from passes.presets import PRESETS
-from passes.solve import known_layers
-from plugins.svdq_linear.spec import group_count, padded_rank
-
-# Seconds per weight on one core, and per byte of a form, as bench/compile.py took them (docs/measurements.md): another
-# machine may take half or twice as long.
-SOLVE_S, ROUND_S = 1e-7, 2e-8  # with a branch; rounded to nearest
-WRITE_S = 1e-8
+from passes.solve import known_layers, stored_bytes
+from passes.solver import Recipe
 
 
-def dry_run(options: Options, console: Any = None) -> list[Planned]:
-    """Print what `compile_model` would do with these options; returns the rows. Writes nothing.
+def dry_run(options: Options, console: Any = None) -> Plan:
+    """Print what `compile_model` would do with these options, and return it. Writes nothing.
 
     Raises UserError as `compile_model` would, for all that shows before anything is computed.
     """
-    options.check()
-    source = open_source(options.model)
-    out = options.out or Path("out") / Path(source.name).name
-    build = Build(options, source, components(source), out, Store(options.cache or out / ".cache"), Stages(quiet=True))
-    calibration, _ = read_examples(options, source)
-    rows = plan(build, calibration)
-    show(build, rows, console)
-    return rows
+    build, calibration, examples = planned(options, Stages(quiet=True))
+    found = plan(build, calibration, examples)
+    show(build, found, console)
+    return found
 
 
 @dataclass(frozen=True)
@@ -66,16 +68,70 @@ class Planned:
     seconds: float
 
 
-def plan(build: Build, calibration: Examples) -> list[Planned]:
+@dataclass(frozen=True)
+class Plan:
+    """What a build would do.
+
+    `memory`: {stage: bytes at its peak}, 0 for one that would not run. `samples`, `images`: (kept, all) of calibration
+    samples and reference images; samples are None where nobody knows yet how many there will be. `skipped`: what would
+    not be done, a sentence each. `seconds`: without drawing and measuring.
+    """
+
+    rows: list[Planned]
+    memory: dict[str, int]
+    samples: tuple[int, int] | None
+    images: tuple[int, int]
+    skipped: list[str]
+    seconds: float
+
+
+def plan(build: Build, calibration: Examples, examples: Examples) -> Plan:
     """A row for every component and form that the build would write. Nothing is exported, solved or written."""
     stored = {c.name: load_prepared(build.store, graph_key(c, build.options.dtype)) for c in build.components}
     graphs = {name: graph for name, graph in stored.items() if graph is not None}
+    layers = {part.name: _layers(build, part, graphs) for part in build.components}
+    keys = sample_keys(build, layers[build.denoiser.name], calibration)
+    solving: list[tuple[Layer, Recipe, int]] = []
     rows = []
     for part in build.components:
-        layers = _layers(build, part, graphs)
-        samples = sample_keys(build, layers, calibration) if part is build.denoiser else {}
-        rows += [_planned(build, part, form, layers, part.name in graphs, samples) for form in build.forms(part)]
-    return rows
+        seen = keys if part is build.denoiser else {}
+        for form in build.forms(part):
+            rows.append(_planned(build, part, form, layers[part.name], part.name in graphs, seen, solving))
+    seeds = [build.options.seed + i for i in range(len(examples.prompts))]
+    images = references.kept(build.source, examples, seeds, build.store), len(examples.prompts)
+    samples = None
+    if build.denoiser.name in graphs:
+        unique = set(keys.values())
+        samples = sum(build.store.path(key).is_file() for key in unique), len(unique)
+    missing = len(build.components) - len(graphs)
+    obstacles = [(part, _obstacle(build, part)) for part in build.components]
+    memory = {
+        "export": exporting_bytes(build, missing) if missing else 0,
+        "solve": solving_bytes(build, solving),
+        "calibrate and draw": 0,
+        "rewrite": WRITING_BYTES,
+        "check": checking_bytes(build, [part for part, reason in obstacles if reason is None]),
+    }
+    if images[0] < images[1] or (keys and (samples is None or samples[0] < samples[1])):
+        memory["calibrate and draw"] = pipeline_bytes(build)
+    skipped = build.kept_wide() + [
+        f"The graph of {part.name} would not be compared with torch: {reason}." for part, reason in obstacles if reason
+    ]
+    seconds = sum(r.seconds for r in rows) + EXPORT_S * missing / min(workers(build.options), max(1, missing))
+    read = sum(w.nbytes for module in build.source.modules for w in _weights(build, module))
+    return Plan(rows, memory, samples, images, skipped, seconds + READ_S * read)
+
+
+def _weights(build: Build, module: str) -> list[Weight]:
+    """The tensors of one of the pipeline's modules; none where it is not a model."""
+    known = {c.module for c in build.components}
+    return list(build.source.weights(module).values()) if module in known else []
+
+
+def _obstacle(build: Build, part: Component) -> str | None:
+    """Why the part's graph would not be compared with torch."""
+    written = any(build.form(part, preset) == BASELINE for preset in build.presets)
+    return obstacle(written, build.weights(part), build.options.memory_limit)
 
 
 def _layers(build: Build, part: Component, graphs: dict[str, Any]) -> list[Layer]:
@@ -104,8 +160,10 @@ def _of_module(part: Component, policy: Policy) -> list[Layer]:
 
 
 def _planned(
-    build: Build, part: Component, form: str, layers: list[Layer], kept: bool, samples: Mapping[str, str]
-) -> Planned:
+    build: Build, part: Component, form: str, layers: list[Layer], kept: bool, samples: Mapping[str, str],
+    solving: list[tuple[Layer, Recipe, int]],
+) -> Planned:  # fmt: skip
+    """One row; appends the layers that would be solved for it to `solving`."""
     index = build.source.weights(part.module)
     before = sum(w.nbytes for w in index.values())
     itemsize = 2 if part.dtype(build.options.dtype) == "float16" else 4
@@ -116,25 +174,18 @@ def _planned(
     if not PRESETS[form].quantises:
         return Planned(part.name, form, kept, before, whole, 0, None, WRITE_S * whole)
     asked = ask_for(build, part, layers)[form]
-    done = known_layers(layers, asked, samples, build.store, identity(build, part)) if kept else None
-    after, seconds = whole, 0.0
+    done = known_layers(layers, asked, samples, build.store, identity(build, part)) if kept else {}
+    after, rows = whole, build.options.rows if samples else 0
     for layer in layers:
-        recipe = asked[layer.name]
-        after += _bytes(layer, recipe.group_size, padded_rank(recipe.rank), itemsize) - itemsize * layer.n * layer.k
-        if done is None or layer.name not in done:
-            seconds += (SOLVE_S if recipe.rank else ROUND_S) * layer.n * layer.k / workers(build.options)
-    solved = None if done is None else len(done)
-    return Planned(part.name, form, kept, before, after, len(layers), solved, seconds + 2 * WRITE_S * after)
+        after += stored_bytes(layer, asked[layer.name]) - itemsize * layer.n * (layer.k + bool(layer.biases))
+    new = [layer for layer in layers if layer.name not in done]
+    solving += [(layer, asked[layer.name], rows) for layer in new]
+    seconds = solving_seconds(new, asked, workers(build.options)) + 2 * WRITE_S * after
+    return Planned(part.name, form, kept, before, after, len(layers), len(done) if kept else None, seconds)
 
 
-def _bytes(layer: Layer, group: int, rank: int, itemsize: int) -> int:
-    """What a 4-bit layer takes: codes, scales, branch, smoothing."""
-    scales = layer.n * group_count(layer.k, group)
-    return layer.n * layer.k // 2 + itemsize * (scales + rank * (layer.n + layer.k) + layer.k)
-
-
-def show(build: Build, rows: Sequence[Planned], console: Any = None) -> None:
-    """The rows as a table, then what else would run, the sums, and on what the time is an estimate."""
+def show(build: Build, found: Plan, console: Any = None) -> None:
+    """The rows as a table, then what else would run or be skipped, the sums, and on what they are estimates."""
     from rich.console import Console
     from rich.table import Table
 
@@ -143,26 +194,38 @@ def show(build: Build, rows: Sequence[Planned], console: Any = None) -> None:
     for heading in ("component", "form", "graph", "4-bit\nlayers", "solved\nbefore", "before", "after", "about"):
         text = heading in ("component", "form")
         table.add_column(heading, justify="left" if text else "right", no_wrap=text)
-    for r in rows:
+    for r in found.rows:
         solved = "–" if not r.layers else "unknown" if r.solved is None else str(r.solved)
         table.add_row(
             r.component, r.form, "kept" if r.graph_kept else "export", str(r.layers or "–"), solved,
             bytes_text(r.bytes_before), bytes_text(r.bytes_after), f"{r.seconds:.0f} s",
         )  # fmt: skip
     console.print(table)
-    largest = max((r.layers for r in rows), default=0)
-    options = build.options
-    after = sum(r.bytes_after for r in rows)
-    said = [f"In all {bytes_text(after)} in the portable forms, about {minutes(sum(r.seconds for r in rows))}."]
-    if largest and not options.data_free:
-        said.append(f"Calibration runs the 16-bit pipeline on {options.calibration} prompts: not in that time.")
-    if options.references:
-        said.append(f"{options.references} reference images are drawn and every preset is measured: not in that time.")
-    if not all(r.graph_kept for r in rows):
-        said.append("Exporting graphs takes up to five minutes for the largest models: not in that time.")
-    said.append("Estimated from one machine's times (docs/measurements.md): yours may be twice as fast, or half.")
-    for sentence in said:
+    for sentence in sentences(build, found):
         console.print(sentence, highlight=False, soft_wrap=True)
+
+
+def sentences(build: Build, found: Plan) -> list[str]:
+    """What the table does not say."""
+    options, after = build.options, sum(r.bytes_after for r in found.rows)
+    said = [f"In all {bytes_text(after)} in the portable forms, about {minutes(found.seconds)}."]
+    stage, peak = max(found.memory.items(), key=lambda item: item[1])
+    said.append(f"Memory: about {bytes_text(peak)} at its peak, in the stage {stage!r}, without mapped files.")
+    if any(r.layers for r in found.rows) and not options.data_free:
+        kept, count = found.samples or (0, None)
+        if kept != count:
+            said.append(f"Calibration runs the 16-bit pipeline on {options.calibration} prompts: not in that time.")
+        else:
+            said.append(f"Calibration: all {count} samples are kept.")
+    if found.images[1]:
+        kept, count = found.images
+        said.append(
+            f"Of {count} reference images {kept} are kept; the others are drawn, and every preset is measured: not in "
+            "that time."
+        )
+    said += [f"Skipped: {sentence}" for sentence in found.skipped]
+    said.append("Estimated from one machine's times (docs/measurements.md): yours may be twice as fast, or half.")
+    return said
 
 
 def minutes(seconds: float) -> str:

@@ -28,8 +28,7 @@ def load_pipeline(source: Source, max_bytes: int | None = None) -> Any:
     import diffusers
 
     cls = getattr(diffusers, pipeline_row(source.pipeline).cls)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.float32 if device == "cpu" else _stored_dtype(source)
+    device, dtype = _arithmetic(source)
     most = _free(device) * 7 // 10 if max_bytes is None else max_bytes
     left_out = _too_large(source, dtype, most)
     part = min(MOST_BYTES, most // 4)
@@ -56,10 +55,35 @@ def load_pipeline(source: Source, max_bytes: int | None = None) -> Any:
     return pipe
 
 
+def arithmetic(source: Source) -> str:
+    """What load_pipeline computes with: part of what makes its results."""
+    device, dtype = _arithmetic(source)
+    return f"{device} {dtype}"
+
+
+def weights_in_memory(source: Source, max_bytes: int | None = None) -> int:
+    """Bytes of the weights that load_pipeline would hold in memory, with the same `max_bytes`."""
+    device, dtype = _arithmetic(source)
+    sizes = _sizes(source, dtype)
+    left_out = _too_large(source, dtype, _free(device) * 7 // 10 if max_bytes is None else max_bytes)
+    return sum(sizes.values()) - sum(sizes[c.module] for c in left_out)
+
+
+def _arithmetic(source: Source) -> tuple[str, torch.dtype]:
+    """Device and dtype."""
+    return ("cuda", _stored_dtype(source)) if torch.cuda.is_available() else ("cpu", torch.float32)
+
+
+def _sizes(source: Source, dtype: torch.dtype) -> dict[str, int]:
+    """{module: bytes of its weights}."""
+    modules = dict.fromkeys(c.module for c in components(source))  # a VAE is two components and one module
+    return {m: dtype.itemsize * sum(math.prod(w.shape) for w in source.weights(m).values()) for m in modules}
+
+
 def _too_large(source: Source, dtype: torch.dtype, most: int) -> list[Component]:
     """The components to leave in their files, so that the others' weights fit `most` bytes."""
-    parts = {c.module: c for c in components(source)}  # a VAE is two components and one module
-    sizes = {m: dtype.itemsize * sum(math.prod(w.shape) for w in source.weights(m).values()) for m in parts}
+    parts = {c.module: c for c in components(source)}
+    sizes = _sizes(source, dtype)
     left_out = []
     for module in sorted(sizes, key=lambda m: -sizes[m]):
         if sum(sizes.values()) <= most:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from artifact.store import Store
-from export.components import Component
+from export.components import Component, components
+from export.examples import Examples, read_examples
 from export.options import BASELINE, Options
-from export.source import Source
+from export.source import Source, open_source
 from export.stages import Stages
 from passes.policy import Policy
 from passes.presets import PRESETS
@@ -41,6 +42,16 @@ class Build:
         if part.role != "denoiser" and (bits == "16" or (bits == "auto" and self.weights(part) < row.quantise_from)):
             return Policy()
         return Policy(row.quantise, row.weight_only)
+
+    def kept_wide(self) -> list[str]:
+        """Text encoders that were asked for in 4 bits and have no such form, a sentence each."""
+        if self.options.text_encoder_bits != "4" or not self.quantises:
+            return []
+        return [
+            f"{c.name} stays in 16 bits: a {c.cls} is not quantised, whatever --text-encoder-bits says."
+            for c in self.components
+            if c.role == "text_encoder" and self.policy(c) == Policy()
+        ]
 
     def weights(self, part: Component) -> int:
         """Number of weights in the component's files."""
@@ -74,3 +85,20 @@ class Build:
     def forms(self, part: Component) -> list[str]:
         """The forms that `part` is written in."""
         return list(dict.fromkeys(self.form(part, p) for p in self.presets))
+
+
+def planned(options: Options, stages: Stages) -> tuple[Build, Examples, Examples]:
+    """The build that `options` ask for, the examples that it calibrates on and those that it is measured on.
+
+    Reads and checks the source, writes nothing. Raises UserError for all that shows before anything is computed.
+    """
+    options.check()
+    source = open_source(options.model)
+    if options.steps is not None:
+        source = replace(source, generation={**source.generation, "num_inference_steps": options.steps})
+    parts = components(source)
+    calibration, drawn = read_examples(options, source)
+    out = options.out or Path("out") / Path(source.name).name
+    limit = None if options.cache_limit is None else int(options.cache_limit * 1e9)
+    store = Store(options.cache or out / ".cache", limit)
+    return Build(options, source, parts, out, store, stages), calibration, drawn

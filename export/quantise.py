@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from artifact.errors import UserError
+from artifact.free import available_cores
 from artifact.store import key_of
 from export.components import Component
 from export.examples import Examples
@@ -61,6 +61,8 @@ def ask_for(build: Build, part: Component, layers: Sequence[Layer]) -> dict[str,
 
 def sample_keys(build: Build, layers: Sequence[Layer], examples: Examples) -> dict[str, str]:
     """Store keys of the denoiser's samples by Layer.input; none without calibration."""
+    from export.pipeline import arithmetic
+
     options = build.options
     if options.data_free:
         return {}
@@ -68,7 +70,7 @@ def sample_keys(build: Build, layers: Sequence[Layer], examples: Examples) -> di
     generation = repr(sorted(build.source.generation.items()))
     drawn = f"rows {options.rows} seed {options.seed}"
     seen = [*examples.prompts, *([] if examples.pictures is None else [examples.pictures.digest])]
-    run = key_of("samples 2", build.source.sha256, generation, drawn, *versions, *seen)
+    run = key_of("samples 2", build.source.sha256, generation, drawn, arithmetic(build.source), *versions, *seen)
     return {layer.input: key_of(run, layer.module) for layer in layers}
 
 
@@ -145,4 +147,4 @@ def identity(build: Build, part: Component) -> str:
 
 def workers(options: Options) -> int:
     """Worker processes of a build."""
-    return options.jobs or len(os.sched_getaffinity(0))
+    return options.jobs or available_cores()

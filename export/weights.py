@@ -93,7 +93,7 @@ def _converted(weight: Weight, dtype: ir.DataType, name: str, last_frame: bool, 
     data = data[rows] if data.ndim else data
     if dtype == ir.DataType.FLOAT16 and data.dtype in (np.float32, np.float64, ml_dtypes.bfloat16):
         largest = float(np.abs(data).max(initial=0))
-        if largest > np.finfo(np.float16).max:
+        if largest > float(np.finfo(np.float16).max):
             raise UserError(f"{weight.name} reaches {largest:.3g}, beyond float16: build with --dtype float32.")
     return ir.Tensor(data.astype(dtype.numpy()), dtype=dtype, name=name)
 

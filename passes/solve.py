@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from artifact.errors import UserError
+from artifact.files import check_room
 from artifact.store import Store, key_of
 from passes.layers import Layer
 from passes.presets import Preset
@@ -21,6 +22,7 @@ from passes.solver.key import numerics
 from passes.solver.solved import ARRAYS, PACKED
 from passes.weights import LayerLoader, Stored
 from plugins.svdq_linear.nibbles import unpack_codes
+from plugins.svdq_linear.spec import group_count, padded_rank
 
 
 class StoredLayer:
@@ -117,7 +119,7 @@ def solve(
 
     `tensors`: the source's weights by name; `samples`: store keys of calibration samples by Layer.input, of at most
     `rows` rows each; `source`: what tells these weights from all others, so that a layer solved before is found without
-    reading them.
+    reading them. Raises UserError where the store's disk has no room for all that is to be solved.
     """
     aliases = _aliases(layers, recipes_by_name, samples, source) if source else {}
     keys = known_layers(layers, recipes_by_name, samples, store, source) if source else {}
@@ -125,7 +127,9 @@ def solve(
         if progress is not None:
             progress(f"{name}: from the store")
     jobs = []
-    for layer in (layer for layer in layers if layer.name not in keys):
+    missing = [layer for layer in layers if layer.name not in keys]
+    check_room(store.root / "layers", sum(stored_bytes(layer, recipes_by_name[layer.name]) for layer in missing))
+    for layer in missing:
         refs, key = _only(tensors, layer), samples.get(layer.input)
         load = LayerLoader(layer, refs, str(store.root), key)
         shape = layer.n, layer.k, rows if key is not None else 0
@@ -149,6 +153,13 @@ def known_layers(
     found = {name: store.get_bytes(a) for name, a in _aliases(layers, recipes_by_name, samples, source).items()}
     keys = {name: key.decode() for name, key in found.items() if key is not None}
     return {name: key for name, key in keys.items() if store.get_bytes(key) is not None}
+
+
+def stored_bytes(layer: Layer, recipe: Recipe) -> int:
+    """What a solved layer takes, in the store and in a model: codes, scales, branch, smoothing, bias."""
+    itemsize, rank = 4 if recipe.dtype == "float32" else 2, padded_rank(recipe.rank)
+    scales = layer.n * group_count(layer.k, recipe.group_size)
+    return layer.n * layer.k // 2 + itemsize * (scales + rank * (layer.n + layer.k) + layer.k + layer.n)
 
 
 def _aliases(

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from artifact.errors import UserError
 from artifact.store import Store
 from passes.layers import Layer
 
@@ -55,7 +56,10 @@ class LayerLoader:
         if self.samples_key is not None:
             found = Store(self.store).get_arrays(self.samples_key)
             if found is None:
-                raise FileNotFoundError(f"the calibration samples of {layer.input} are gone from {self.store}")
+                raise UserError(
+                    f"The calibration samples of {layer.input} are gone from {self.store}, or damaged: run the same "
+                    "command again, they are drawn anew."
+                )
             samples = found[0]["samples"]
         if layer.columns is not None:
             start, stop = layer.columns

@@ -25,7 +25,7 @@ ALLOWED = {
 COMMANDS = {
     f"export/{name}.py"
     for name in (
-        "build", "compile", "deliver", "describe", "dry_run", "options", "plan", "quantise", "rewrite",
+        "build", "compile", "deliver", "describe", "dry_run", "estimate", "options", "plan", "quantise", "rewrite",
     )
 }  # fmt: skip
 COMMANDS |= {f"export/lora/{name}.py" for name in ("engines", "fold", "model", "write")}

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from artifact.eviction import BUILDS
+from artifact.files import PARTIAL
 from artifact.store import DIGEST_BYTES, Store
 
 SIZE = 1000
@@ -123,6 +124,49 @@ def test_a_killed_build_protects_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / BUILDS).iterdir())
     Store(tmp_path, limit_bytes=ENTRY).put_bytes("cc3", bytes(SIZE))
     assert held(tmp_path) == {"cc3"} and not list((tmp_path / BUILDS).iterdir())
+
+
+def half_written(root: Path, key: str) -> Path:
+    """What a process leaves that is killed while it writes an entry."""
+    path = root / key[:2] / f"{key}.4711{PARTIAL}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(bytes(SIZE))
+    return path
+
+
+def test_what_a_killed_build_left_half_written_goes_with_the_next_build_unless_another_runs(tmp_path: Path) -> None:
+    fill(tmp_path, "aa1")
+    with started(tmp_path) as other:
+        left = half_written(tmp_path, "bb2")
+        with Store(tmp_path).in_use():
+            assert left.exists()  # the other build may be writing it
+        long_ago = time.time() - 5 * 3600
+        os.utime(left, (long_ago, long_ago))
+        with Store(tmp_path).in_use():
+            assert not left.exists()
+        left = half_written(tmp_path, "bb2")
+        os.kill(other.pid, signal.SIGKILL)
+    with Store(tmp_path).in_use():
+        assert not left.exists() and held(tmp_path) == {"aa1"}
+
+
+def test_what_is_being_written_is_neither_counted_nor_evicted(tmp_path: Path) -> None:
+    left = half_written(tmp_path, "bb2")
+    os.utime(left, (0, 0))
+    Store(tmp_path, limit_bytes=ENTRY).put_bytes("cc3", bytes(SIZE))
+    Store(tmp_path, limit_bytes=ENTRY).put_bytes("dd4", b"")
+    assert left.exists() and "dd4" in held(tmp_path)
+
+
+def test_an_entry_counts_as_used_by_its_build_though_a_machine_s_clock_is_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path, limit_bytes=ENTRY)
+    now = time.time_ns()
+    monkeypatch.setattr("artifact.store.time.time_ns", lambda: now - HOUR)
+    for key in ("aa1", "bb2", "cc3"):
+        store.put_bytes(key, bytes(SIZE))
+    assert held(tmp_path) == {"aa1", "bb2", "cc3"}
 
 
 HAMMER = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from artifact import manifest
 from artifact.errors import UserError, nearest
 from artifact.files import PARTIAL, inside, remove_partials, write_json, written_whole
+from artifact.free import available_cores
 from artifact.lock import held
 from artifact.sampling import LatentRule, initial_noise
 from artifact.store import Store, key_of
@@ -48,6 +50,25 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     (tmp_path / f"x/.fp16.onnx{PARTIAL}/fp16.onnx.data").write_text("")
     remove_partials(tmp_path)
     assert [p.name for p in (tmp_path / "x").iterdir()] == ["kept"]
+
+
+def test_what_others_are_writing_in_a_shared_directory_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / ".cache/ab").mkdir(parents=True)
+    for name in (f".cache/ab/abc.7{PARTIAL}", f"x.7{PARTIAL}"):
+        (tmp_path / name).write_text("")
+    remove_partials(tmp_path, shared=tmp_path / ".cache")
+    assert [p.name for p in tmp_path.rglob(f"*{PARTIAL}")] == [f"abc.7{PARTIAL}"]
+
+
+def test_two_writers_of_one_number_do_not_meet(tmp_path: Path) -> None:
+    """As processes in two containers do, where each is the seventh."""
+    path = tmp_path / "file"
+    with written_whole(path) as one:
+        one.write_text("first")
+        with written_whole(path) as two:
+            two.write_text("second")
+        assert one.read_text() == "first" and path.read_text() == "second"
+    assert path.read_text() == "first" and list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../../x"])
@@ -88,6 +109,24 @@ def test_a_flipped_bit_or_a_cut_reads_as_not_there(tmp_path: Path) -> None:
         assert store.get_arrays("ab") is None and not path.exists()
 
 
+def test_an_entry_that_another_process_has_made_anew_meanwhile_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    store.put_bytes("ab", b"whole")
+    store.path("ab").write_bytes(b"damaged" + bytes(32))
+    digest = hashlib.sha256
+
+    def slow(data: bytes):
+        monkeypatch.setattr(hashlib, "sha256", digest)
+        store.put_bytes("ab", b"whole")
+        return digest(data)
+
+    monkeypatch.setattr(hashlib, "sha256", slow)
+    assert store.get_bytes("ab") is None
+    assert store.get_bytes("ab") == b"whole"
+
+
 def test_keys_tell_apart_what_concatenation_would_not() -> None:
     keys = [key_of("ab", "c"), key_of("a", "bc"), key_of("abc"), key_of(np.zeros(2)), key_of(np.zeros((2, 1))),
             key_of(np.zeros(2, np.float32)), key_of()]  # fmt: skip
@@ -97,7 +136,8 @@ def test_keys_tell_apart_what_concatenation_would_not() -> None:
 
 def test_the_second_build_in_a_directory_says_who_holds_it(tmp_path: Path) -> None:
     code = f"""
-import sys; from pathlib import Path; from artifact.lock import held
+import sys; from pathlib import Path; from artifact.free import available_cores
+from artifact.lock import held
 with held(Path({str(tmp_path)!r})):
     print("held", flush=True); sys.stdin.read()
 """
@@ -108,6 +148,15 @@ with held(Path({str(tmp_path)!r})):
         first.kill()
     with held(tmp_path):  # a killed holder holds nothing
         pass
+
+
+def test_a_container_s_share_of_the_cores_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(8)))
+    assert available_cores(tmp_path) == 8
+    (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+    for text, cores in (("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1), ("1600000 100000", 8)):
+        (tmp_path / "sys/fs/cgroup/cpu.max").write_text(f"{text}\n")
+        assert available_cores(tmp_path) == cores
 
 
 def artifact(root: Path) -> manifest.Artifact:

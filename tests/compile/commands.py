@@ -27,6 +27,17 @@ def build(*arguments: object) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
+def compiled(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    """A whole run in this process, all but the report: measuring takes longer than a build that finds much stored."""
+    from engines.report import console
+    from export import compile
+    from export.build import app
+
+    monkeypatch.setattr(compile, "_report", lambda artifact, stages: {"prompts": []})
+    monkeypatch.setattr(console, "show", lambda results: None)
+    app([str(a) for a in arguments], standalone_mode=False)
+
+
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     """The sentence with which the command, run in this process, ends with exit code 2."""
     from export.build import app

@@ -21,7 +21,7 @@ import pytest
 from artifact.manifest import Artifact
 from engines.external import pieces
 from passes.verify_tensorrt import objection
-from tests.compile.commands import SMALL, build, onnx_files, refused, start
+from tests.compile.commands import SMALL, compiled, onnx_files, refused, start
 from tests.passes.nodewise import disagreements, svdq_nodes
 from tests.passes.plugin_nodes import attributes, constants, unpacked
 
@@ -109,7 +109,9 @@ def test_four_bits_with_the_branch_are_closer_to_16_bits_than_without(built: Pat
     assert psnr["svdq-int4"] > psnr["int4-rtn"] + 1 and psnr["fp16"] > 50
 
 
-def test_a_build_killed_at_any_moment_resumes_to_the_same_bytes(built: Path, tmp_path: Path) -> None:
+def test_a_build_killed_at_any_moment_resumes_to_the_same_bytes(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "killed"
     moments = random.Random(20)
     for _ in range(3):
@@ -119,35 +121,33 @@ def test_a_build_killed_at_any_moment_resumes_to_the_same_bytes(built: Path, tmp
         process.communicate()
     if (out / "manifest.json").exists():
         Artifact.open(out)  # a manifest names whole files only
-    code, _, stderr = build("--out", out, "--compare", "int4-rtn", *SMALL, "--quiet")
-    assert code == 0, stderr
+    compiled(monkeypatch, "--out", out, "--compare", "int4-rtn", *SMALL, "--quiet")
     assert onnx_files(out) == onnx_files(built)
     assert not list(out.rglob("*.partial"))
 
 
 def test_a_rebuild_uses_what_is_stored_and_drops_presets_that_were_not_asked_for(
-    built: Path, cache: Path, tmp_path: Path
+    built: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "again"
     shutil.copytree(built, out)
     entries = {p: p.stat().st_ino for p in cache.rglob("*") if p.is_file()}  # a file that is written anew is another
-    code, _, stderr = build("--out", out, "--cache", cache, *SMALL, "--verbose")
-    assert code == 0, stderr
+    compiled(monkeypatch, "--out", out, "--cache", cache, *SMALL, "--verbose")
     assert {p: p.stat().st_ino for p in cache.rglob("*") if p.is_file()} == entries
     assert not (out / "transformer" / "int4-rtn.onnx").exists()
     same = onnx_files(built)
     assert all(same[name] == data for name, data in onnx_files(out).items())
 
 
-def test_a_yaml_file_says_what_flags_say_and_flags_win(built: Path, cache: Path, tmp_path: Path) -> None:
+def test_a_yaml_file_says_what_flags_say_and_flags_win(
+    built: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = tmp_path / "build.yaml"
     config.write_text("references: 2\ncalibration: 2\nsteps: 2\nrows: 64\npreset: int4-rtn\nquiet-is-no-key: 1\n")
-    code, _, stderr = build("--config", config, "--out", tmp_path / "no")
-    assert code == 2 and "quiet_is_no_key" in stderr
+    assert "quiet_is_no_key" in refused(capsys, "--config", config, "--out", tmp_path / "no")
     config.write_text(f"references: 2\ncalibration: 2\nsteps: 2\nrows: 64\npreset: int4-rtn\ncache: {cache}\n")
     out = tmp_path / "yes"
-    code, _, stderr = build("--config", config, "--out", out, "--preset", "fp16")
-    assert code == 0, stderr
+    compiled(monkeypatch, "--config", config, "--out", out, "--preset", "fp16")
     assert Artifact.open(out).manifest["presets"] == ["fp16"]
 
 
@@ -193,17 +193,19 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written_until_there_is_room(
-    built: Path, cache: Path, small_disk: Path
+    built: Path,
+    cache: Path,
+    small_disk: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = small_disk / "out"
     command = ("--preset", "fp16", "--out", out, "--cache", cache, *SMALL, "--quiet")
-    code, _, stderr = build(*command)
-    assert code == 2 and "Traceback" not in stderr, stderr
-    assert re.search(r"is full \(\d MiB free, \d+ MiB needed\)", stderr), stderr
+    sentence = refused(capsys, *command)
+    assert re.search(r"is full \(\d MiB free, \d+ MiB needed\)", sentence), sentence
     assert not (out / "manifest.json").exists()
     assert not [p for p in out.rglob("*") if p.name.endswith(".partial")]
     assert mount(small_disk, "remount,size=64m") == 0
-    code, _, stderr = build(*command)
-    assert code == 0, stderr
+    compiled(monkeypatch, *command)
     same = onnx_files(built)
     assert onnx_files(out) and all(same[name] == data for name, data in onnx_files(out).items())

@@ -49,6 +49,8 @@ def test_only_what_was_asked_for_is_written(light: Path) -> None:
     assert set(artifact.manifest["exports"]) == {"text_encoder", "vae_decoder", "vae_encoder"}
     said = [s for s in artifact.manifest["skipped"] if "not compared with torch" in s]
     assert len(said) == 2 and all("--keep-fp16" in s for s in said)
+    (wide,) = [s for s in artifact.manifest["skipped"] if s not in said]
+    assert wide.startswith("text_encoder stays in 16 bits: a CLIPTextModel is not quantised")
 
 
 def test_the_text_encoder_has_4_bit_weights_and_stays_close_to_16_bits(light: Path, built: Path) -> None:
@@ -129,14 +131,20 @@ def test_a_dry_run_knows_what_is_there_and_how_large_it_becomes_and_writes_nothi
     options = Options(
         out=tmp_path / "out", cache=cache, data_free=True, references=0, keep_fp16=False, text_encoder_bits="4"
     )
-    rows = {(r.component, r.form): r for r in dry_run(options)}
+    found = dry_run(options)
+    rows = {(r.component, r.form): r for r in found.rows}
+    assert found.images == (0, 0) and {s for s, peak in found.memory.items() if peak} == {"rewrite", "check"}
+    assert found.skipped == [s.replace("was not", "would not be") for s in Artifact.open(light).manifest["skipped"]]
     artifact = Artifact.open(light)
     for component, form in (("transformer", "svdq-int4"), ("text_encoder_2", "w4a16")):
         row = rows[component, form]
         assert row.graph_kept and row.solved == row.layers == len(artifact.manifest["layers"]["svdq-int4"][component])
         data = artifact.model(component, "svdq-int4").with_suffix(".onnx.data").stat().st_size
         assert row.bytes_after == pytest.approx(data, rel=0.05)
-    fresh = {(r.component, r.form): r for r in dry_run(Options(out=tmp_path / "out", text_encoder_bits="4"))}
+    plan = dry_run(Options(out=tmp_path / "out", text_encoder_bits="4"))
+    fresh = {(r.component, r.form): r for r in plan.rows}
+    assert plan.samples is None and plan.images == (0, 16) and plan.seconds > found.seconds
+    assert all(peak > 0 for peak in plan.memory.values()) and plan.skipped == found.skipped[:1]
     row = fresh["transformer", "svdq-int4"]
     assert not row.graph_kept and row.solved is None and row.layers > rows["transformer", "svdq-int4"].layers
     assert row.bytes_after == pytest.approx(rows["transformer", "svdq-int4"].bytes_after, rel=0.1)

@@ -9,13 +9,15 @@ import pytest
 
 from artifact.errors import UserError
 from export.options import Options
-from tests.compile.commands import SMALL, build
+from tests.compile.commands import SMALL, compiled
 
 
-def test_a_build_for_a_jetson_leaves_script_and_bundle_and_says_what_it_skipped(tmp_path: Path, cache: Path) -> None:
+def test_a_build_for_a_jetson_leaves_script_and_bundle_and_says_what_it_skipped(
+    built: Path, tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "orin"
-    code, _, stderr = build("--out", out, "--cache", cache, "--target", "orin-nano", *SMALL)
-    assert code == 0, stderr
+    compiled(monkeypatch, "--out", out, "--cache", cache, "--target", "orin-nano", *SMALL)
+    stderr = capsys.readouterr().err
     skipped = json.loads((out / "manifest.json").read_text())["skipped"]
     assert any("No TensorRT engine" in s for s in skipped)
     assert all(s in " ".join(stderr.split()) for s in skipped), stderr

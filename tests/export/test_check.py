@@ -50,6 +50,15 @@ def test_float16_graphs_may_be_as_far_off_as_torch_s_own_float16_and_not_much_fu
         check_against_torch(tmp_path / "wrong.onnx", source, component, "float16")
 
 
+def test_what_stands_in_the_way_of_a_comparison_is_told(monkeypatch):
+    monkeypatch.setattr(check, "available_bytes", lambda: 10 * 10**9)
+    assert check.obstacle(True, 10**9) is None
+    assert "--keep-fp16" in check.obstacle(False, 1)
+    assert check.obstacle(True, 2 * 10**9) == "that takes 16 GB of memory, 10 GB are free"
+    assert check.obstacle(True, 10**9, 8 * 10**9) is None
+    assert check.obstacle(True, 10**9, 7 * 10**9) == "that takes 8.0 GB of memory, --max-memory is 7.0 GB"
+
+
 def test_inputs_that_overflow_torch_s_own_float16_are_drawn_again(graph, tmp_path, monkeypatch):
     source, component, model = graph("sd", "unet", "float16")
     write_graph(model, tmp_path / "model.onnx")

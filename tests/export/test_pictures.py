@@ -22,7 +22,7 @@ from export.options import Options
 from export.pipeline import load_pipeline
 from export.plan import Build
 from export.quantise import sample_keys
-from export.references import make_references
+from export.references import draw_references, write_references
 from export.source import Source, open_source
 from export.stages import Stages
 from tests.export import models
@@ -165,7 +165,9 @@ def test_references_keep_their_pictures_and_resume_in_batches(
     from export import references
 
     pictures, store = given(fill, folder), Store(tmp_path / "store")
-    whole = make_references(fill, pipe, PROMPTS, SEEDS, tmp_path / "whole", store, None, pictures)
+    whole = write_references(
+        draw_references(fill, lambda: pipe, PROMPTS, SEEDS, store, None, pictures), tmp_path / "whole"
+    )
     assert len([n for n in whole if n.startswith("references/pictures/")]) == 6
     rule = picture_rule(fill)
     assert rule is not None
@@ -177,10 +179,10 @@ def test_references_keep_their_pictures_and_resume_in_batches(
     np.testing.assert_array_equal(tensors["latents"], drawn.latents.astype(np.float16))
 
     monkeypatch.setattr(references, "MOST_PER_CALL", 2)  # what a picture's encoder draws does not depend on the batch
-    make_references(fill, pipe, PROMPTS, SEEDS, tmp_path / "parts", store, None, pictures)
+    write_references(draw_references(fill, lambda: pipe, PROMPTS, SEEDS, store, None, pictures), tmp_path / "parts")
     parts = load_file(tmp_path / "parts/references/tensors.safetensors")
     np.testing.assert_allclose(parts["latents"], tensors["latents"], rtol=0, atol=0.02)
     upside_down = replace(pictures, images=pictures.images[:, ::-1])
-    make_references(fill, pipe, PROMPTS, SEEDS, tmp_path / "other", store, None, upside_down)
+    write_references(draw_references(fill, lambda: pipe, PROMPTS, SEEDS, store, None, upside_down), tmp_path / "other")
     other = load_file(tmp_path / "other/references/tensors.safetensors")
     assert np.abs(other["latents"].astype(float) - parts["latents"]).max() > 0.05

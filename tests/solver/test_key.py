@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import replace
 
+import llvmlite.binding
+import numba
 import numpy as np
+import torch
 
 from passes.solver import Recipe, key, solve_key
 from tests.solver.synthetic import layer
@@ -40,3 +44,19 @@ def test_the_key_changes_with_the_numerics(monkeypatch):
     before = solve_key(*arrays, Recipe())
     monkeypatch.setattr(key, "NUMERICS_VERSION", key.NUMERICS_VERSION + 1)
     assert solve_key(*arrays, Recipe()) != before
+
+
+def test_the_key_changes_with_the_instruction_set_and_the_versions(monkeypatch):
+    arrays = layer(32, 64)
+    keys = {solve_key(*arrays, Recipe())}
+    for owner, name in (
+        (torch.backends.cpu, "get_cpu_capability"), (llvmlite.binding, "get_host_cpu_name"), (platform, "machine"),
+    ):  # fmt: skip
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, lambda: "another")
+            keys.add(solve_key(*arrays, Recipe()))
+    for package in (torch, numba):
+        with monkeypatch.context() as patch:
+            patch.setattr(package, "__version__", "another")
+            keys.add(solve_key(*arrays, Recipe()))
+    assert len(keys) == 6
