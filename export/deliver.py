@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from artifact.errors import UserError
 from artifact.manifest import Artifact
 from engines.targets import Target
 from export.stages import Stages
@@ -10,7 +11,8 @@ from export.stages import Stages
 def deliver(artifact: Artifact, target: Target, preset: str, stages: Stages) -> list[str]:
     """Build the engines of `preset`, or the script that does so on the device, and a Jetson's deploy bundle.
 
-    Returns what was skipped, a sentence each. Raises UserError where TensorRT or the target refuses the preset.
+    Returns what was skipped, a sentence each: bundles run fewer pipelines than the compiler knows, and the artifact is
+    whole without one. Raises UserError where TensorRT or the target refuses the preset.
     """
     if target.sm is None:
         return []
@@ -24,7 +26,10 @@ def deliver(artifact: Artifact, target: Target, preset: str, stages: Stages) -> 
     if target.jetpacks:
         from engines.deploy.bundle import write_bundle
 
-        with stages.stage("bundle"):
-            bundle = write_bundle(artifact, target, preset)
+        try:
+            with stages.stage("bundle"):
+                bundle = write_bundle(artifact, target, preset)
+        except UserError as e:
+            return [*built.skipped, f"No bundle was written for a {target.title}: {e}"]
         stages.say(f"all that the device needs: {bundle}")
     return built.skipped

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from artifact.errors import UserError
+from artifact.manifest import Artifact
+from engines import targets
+from export.deliver import deliver
 from export.options import Options
+from export.stages import Stages
 from tests.compile.commands import SMALL, compiled
 
 
@@ -24,6 +30,14 @@ def test_a_build_for_a_jetson_leaves_script_and_bundle_and_says_what_it_skipped(
     script = (out / "engines/build-svdq-int4.sh").read_text()
     assert "trtexec" in script and "transformer/svdq-int4.trt.onnx" in script
     assert (out / "deploy/build.sh").is_file() and list(out.glob("deploy-*orin-nano.tar.zst"))
+
+
+def test_where_no_bundle_is_to_be_had_the_build_says_so_and_goes_on(built: Path, tmp_path: Path) -> None:
+    artifact = Artifact.open(shutil.copytree(built, tmp_path / "copy", ignore=shutil.ignore_patterns(".cache")))
+    other = replace(artifact, manifest={**artifact.manifest, "pipeline": "FluxFillPipeline"})
+    skipped = deliver(other, targets.find("orin-nano"), "svdq-int4", Stages(quiet=True))
+    assert skipped[-1].startswith("No bundle was written for a Jetson Orin Nano")
+    assert "cannot run a FluxFillPipeline" in skipped[-1] and not (artifact.root / "deploy").exists()
 
 
 def test_the_cpu_gets_neither(built: Path) -> None:
