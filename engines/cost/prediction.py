@@ -18,13 +18,13 @@ from engines.cost.graph import Graph, Shape, read
 from engines.cost.liveness import peak_bytes
 from engines.cost.operations import quantised_bytes, work
 from engines.families import layout
+from engines.modes import CONTEXT_BYTES
 from engines.pipeline import choose
 from engines.shapes import input_shapes
 from engines.sizes import model_bytes
 from engines.targets import Target
 
 FORMAT = 2
-CONTEXT_BYTES = 400_000_000  # CUDA context, TensorRT's own libraries, the plugin's module: assumed
 CPU_BAND = 0.25  # bench/predict.py's bound on the deviation from measured latency
 
 
@@ -112,9 +112,9 @@ class Forms:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A preset on a target. `fits`: "resident" (all components at once), "pipelined" (the denoiser and one more),
-    "no", or None where the target's memory is not known. Bytes include what the runtime takes. `host_ms` of the image
-    pass between the graphs; None where that is not counted."""
+    """A preset on a target. `fits`: "resident" (all components at once), "pipelined" (the denoiser and the text
+    encoders, or it and the decoder), "no", or None where the target's memory is not known. Bytes include what the
+    runtime takes. `host_ms` of the image pass between the graphs; None where that is not counted."""
 
     target: str
     preset: str
@@ -173,8 +173,10 @@ def predict(
     image = sum(bands, between or Band(0.0, 0.0, 0.0)) if known else None
     base = 0 if is_cpu else CONTEXT_BYTES
     resident = base + sum(c.memory_bytes for c in components)
-    denoiser = next(c for c in components if c.role == "denoiser")
-    pipelined = base + denoiser.memory_bytes + max(c.memory_bytes for c in components if c is not denoiser)
+    held = Counter[str]()
+    for c in components:
+        held[c.role] += c.memory_bytes
+    pipelined = base + held.pop("denoiser") + max(held.values())  # all text encoders at once, as engines/residency.py
     usable = _usable_bytes(target)
     return Prediction(
         target.name, preset, height, width, steps, batch, components, between, image, resident, pipelined, usable,
