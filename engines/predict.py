@@ -15,6 +15,7 @@ import typer
 from artifact.command import reported
 from artifact.errors import UserError
 from artifact.manifest import Artifact
+from engines.cost.measured import Measured, of_report
 from engines.cost.prediction import Band, Prediction, check, predict
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -68,25 +69,36 @@ def _range(band: Band | None, unit: str = "") -> str:
     return f"{band.expected:.3g} ({band.low:.3g} to {band.high:.3g})"
 
 
-def show(prediction: Prediction, title: str) -> None:
-    """Print the prediction as a table with its assumptions."""
+def _off(predicted: Band | None, measured_ms: float) -> str:
+    """Measured milliseconds, and by how much the prediction is off."""
+    return f"{measured_ms:.3g}" + (f" ({predicted.expected / measured_ms - 1:+.0%})" if predicted else "")
+
+
+def show(prediction: Prediction, title: str, measured: Measured | None = None) -> None:
+    """Print the prediction as a table with its assumptions, beside what was measured of the same."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
     table = Table(title=f"{prediction.preset} on {title}", title_justify="left")
-    for heading in ("component", "calls", "ms a call\n(band)", "Gop", "MB moved", "weights", "activations"):
+    beside = ["measured\n(off)"] if measured else []
+    for heading in ("component", "calls", "ms a call\n(band)", *beside, "Gop", "MB moved", "weights", "activations"):
         name = heading == "component"
         table.add_column(heading, justify="left" if name else "right", no_wrap=name)
     for c in prediction.components:
+        found = measured.components.get(c.name) if measured else None
         table.add_row(
-            c.name, str(c.calls), _range(c.call_ms), f"{c.operations / 1e9:.3g}", f"{c.moved_bytes / 1e6:.3g}",
-            _bytes(c.weight_bytes), _bytes(c.activation_bytes + c.workspace_bytes),
+            c.name, str(c.calls), _range(c.call_ms), *([_off(c.call_ms, found) if found else "–"] if measured else []),
+            f"{c.operations / 1e9:.3g}", f"{c.moved_bytes / 1e6:.3g}", _bytes(c.weight_bytes),
+            _bytes(c.activation_bytes + c.workspace_bytes),
         )  # fmt: skip
     console.print(table)
     p = prediction
     size = f"{p.height} x {p.width}, {p.steps} steps" + (f", batch {p.batch}" if p.batch > 1 else "")
     console.print(f"image ({size}): {_range(p.image_ms, 's')} s", highlight=False)
+    if measured:
+        date = measured.date[:10]
+        console.print(f"measured on {date}: {_off(p.image_ms, measured.image_ms)} ms an image", highlight=False)
     if p.host_ms is not None:
         console.print(f"of that between the graphs: {_range(p.host_ms)} ms", highlight=False)
     of = f" of {_bytes(p.usable_bytes)} usable" if p.usable_bytes is not None else ""
@@ -152,10 +164,11 @@ def main(
         pixels = batch, height or generation["height"], width or generation["width"]
         ceilings = measured_ceilings(artifact, preset, pixels, threads, measure, progress) if is_cpu else None
         predicted = predict(artifact, row, preset, height, width, steps, batch, ceilings)
+        measured = of_report(artifact, predicted, threads) if is_cpu else None
         if as_json:
-            print(json.dumps(predicted.to_json()))
+            print(json.dumps(predicted.to_json() | {"measured": measured and measured.to_json()}))
         else:
-            show(predicted, row.title)
+            show(predicted, row.title, measured)
 
 
 if __name__ == "__main__":
