@@ -32,7 +32,7 @@ def measured_ceilings(
 
     With `again` everything that the graphs need is measured anew.
     """
-    from engines.cost import cpu, host
+    from engines.cost import cpu, host, structure
     from engines.cost.ceilings import ALWAYS, Ceilings
     from engines.cost.prediction import calls_per_image
     from engines.pipeline import choose
@@ -48,6 +48,9 @@ def measured_ceilings(
     missing = ceilings.missing(needed)
     if missing:
         ceilings.measure(missing, progress=progress)
+        ceilings.save()
+    if again or ceilings.structure is None:
+        ceilings.structure = structure.measure()
         ceilings.save()
     if again or host.key(artifact, size) not in ceilings.seconds:
         host.Host(artifact, preset, size, calls, threads).measure(ceilings)
@@ -107,6 +110,8 @@ def show(prediction: Prediction, title: str, measured: Measured | None = None) -
         f"{_FITS[p.fits]}",
         highlight=False,
     )
+    own = p.runtime_bytes + sum(c.structure_bytes for c in p.components)
+    console.print(f"of that the runtime's own: {_bytes(own)}", highlight=False)
     if p.unverified:
         console.print(f"[yellow]unverified[/yellow] figures of the target: {', '.join(p.unverified)}", highlight=False)
     for sentence in p.assumptions:

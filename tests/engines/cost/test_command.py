@@ -16,10 +16,12 @@ from engines import machine
 from engines.cost import ceilings, host
 from engines.cost.ceilings import Ceilings
 from engines.cost.probes import STEPS
+from engines.cost.structure import Structure
 from engines.evaluate import FORMAT as REPORT
 from engines.predict import app
 from tests.engines.cost.invented import always
 
+STRUCTURE = Structure(session=1e6, half=10.0, other=5.0, kind=100.0)
 BAND = {
     "type": ["object", "null"],
     "required": ["low", "expected", "high"],
@@ -32,15 +34,15 @@ SCHEMA = {
     "additionalProperties": False,
     "required": [
         "format", "target", "preset", "height", "width", "steps", "batch", "components", "host_ms", "image_ms",
-        "resident_bytes", "pipelined_bytes", "usable_bytes", "fits", "assumptions", "unverified",
+        "resident_bytes", "pipelined_bytes", "runtime_bytes", "usable_bytes", "fits", "assumptions", "unverified",
         "measured",
     ],
     "properties": {
-        "format": {"const": 2},
+        "format": {"const": 3},
         "target": {"type": "string"},
         "preset": {"type": "string"},
         **dict.fromkeys(("height", "width", "steps", "batch"), COUNT),
-        **dict.fromkeys(("resident_bytes", "pipelined_bytes", "usable_bytes"), COUNT),
+        **dict.fromkeys(("resident_bytes", "pipelined_bytes", "runtime_bytes", "usable_bytes"), COUNT),
         "measured": {
             "type": ["object", "null"],
             "required": ["components", "image_ms", "date"],
@@ -64,7 +66,7 @@ SCHEMA = {
                 "additionalProperties": False,
                 "required": [
                     "name", "role", "calls", "call_ms", "operations", "moved_bytes", "nodes", "weight_bytes",
-                    "activation_bytes", "workspace_bytes", "uncounted",
+                    "activation_bytes", "workspace_bytes", "structure_bytes", "uncounted",
                 ],
                 "properties": {
                     "name": {"type": "string"},
@@ -72,7 +74,7 @@ SCHEMA = {
                     "call_ms": BAND,
                     "uncounted": {"type": "object", "additionalProperties": COUNT},
                     **{k: COUNT for k in ("calls", "operations", "moved_bytes", "nodes", "weight_bytes",
-                                          "activation_bytes", "workspace_bytes")},
+                                          "activation_bytes", "workspace_bytes", "structure_bytes")},
                 },
             },
         },
@@ -135,6 +137,7 @@ def test_this_machine_is_measured_once_and_again_on_request(
     tiny_unet: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[set[str]] = []
+    structures: list[int] = []
 
     def measure(self: ceilings.Ceilings, keys: list[str], rounds: int = 3, progress: object = None) -> None:
         asked.append(set(keys))
@@ -143,6 +146,7 @@ def test_this_machine_is_measured_once_and_again_on_request(
         always(self)
 
     monkeypatch.setattr(ceilings.Ceilings, "measure", measure)
+    monkeypatch.setattr("engines.cost.structure.measure", lambda: (structures.append(1), STRUCTURE)[1])
     monkeypatch.setattr(host.Host, "measure", lambda self, known: (asked.append({self.key}), draw(self, known)))
     arguments = ("--target", "cpu", "--threads", "1", "--preset", "fp16", "--json")
     first, second = run(tiny_unet, *arguments), run(tiny_unet, *arguments)
@@ -151,8 +155,9 @@ def test_this_machine_is_measured_once_and_again_on_request(
     jsonschema.validate(json.loads(first.stdout), SCHEMA)
     predicted = json.loads(first.stdout)
     assert predicted["image_ms"]["expected"] > 0 and predicted["measured"] is None  # no report
+    assert predicted["runtime_bytes"] > STRUCTURE.session and len(structures) == 1
     run(tiny_unet, *arguments, "--measure")
-    assert len(asked) == 4 and asked[:2] == asked[2:]
+    assert len(asked) == 4 and asked[:2] == asked[2:] and len(structures) == 2
     run(tiny_unet, *arguments, "--height", "64")
     assert len(asked) == 5  # the host's work depends on the image
 
@@ -194,7 +199,7 @@ class _Guess(Ceilings):
 
     def __init__(self, threads: int | None) -> None:
         super().__init__(threads)
-        always(self)
+        always(self).structure = STRUCTURE
 
     def missing(self, keys: Iterable[str]) -> list[str]:
         for key in (k for k in keys if k not in self.seconds):
