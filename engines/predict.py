@@ -7,6 +7,7 @@ turn them into time. docs/predict.md explains the model.
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ from artifact.errors import UserError
 from artifact.manifest import Artifact
 from engines.cost.measured import Measured, of_report
 from engines.cost.prediction import Band, Prediction, check, predict
+from engines.targets import TABLE_WIDTH
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -83,6 +85,8 @@ def show(prediction: Prediction, title: str, measured: Measured | None = None) -
     from rich.table import Table
 
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=TABLE_WIDTH)
     table = Table(title=f"{prediction.preset} on {title}", title_justify="left")
     beside = ["measured\n(off)"] if measured else []
     for heading in ("component", "calls", "ms a call\n(band)", *beside, "Gop", "MB moved", "weights", "activations"):
@@ -96,26 +100,26 @@ def show(prediction: Prediction, title: str, measured: Measured | None = None) -
             _bytes(c.activation_bytes + c.workspace_bytes),
         )  # fmt: skip
     console.print(table)
+    tell = partial(console.print, highlight=False, soft_wrap=True)
     p = prediction
     size = f"{p.height} x {p.width}, {p.steps} steps" + (f", batch {p.batch}" if p.batch > 1 else "")
-    console.print(f"image ({size}): {_range(p.image_ms, 's')} s", highlight=False)
+    tell(f"image ({size}): {_range(p.image_ms, 's')} s")
     if measured:
         date = measured.date[:10]
-        console.print(f"measured on {date}: {_off(p.image_ms, measured.image_ms)} ms an image", highlight=False)
+        tell(f"measured on {date}: {_off(p.image_ms, measured.image_ms)} ms an image")
     if p.host_ms is not None:
-        console.print(f"of that between the graphs: {_range(p.host_ms)} ms", highlight=False)
+        tell(f"of that between the graphs: {_range(p.host_ms)} ms")
     of = f" of {_bytes(p.usable_bytes)} usable" if p.usable_bytes is not None else ""
-    console.print(
+    tell(
         f"memory: {_bytes(p.resident_bytes)} with everything loaded, {_bytes(p.pipelined_bytes)} pipelined{of}: "
-        f"{_FITS[p.fits]}",
-        highlight=False,
+        f"{_FITS[p.fits]}"
     )
     own = p.runtime_bytes + sum(c.structure_bytes for c in p.components)
-    console.print(f"of that the runtime's own: {_bytes(own)}", highlight=False)
+    tell(f"of that the runtime's own: {_bytes(own)}")
     if p.unverified:
-        console.print(f"[yellow]unverified[/yellow] figures of the target: {', '.join(p.unverified)}", highlight=False)
+        tell(f"[yellow]unverified[/yellow] figures of the target: {', '.join(p.unverified)}")
     for sentence in p.assumptions:
-        console.print(f"- {sentence}", highlight=False)
+        tell(f"- {sentence}")
 
 
 def _counter() -> Any:

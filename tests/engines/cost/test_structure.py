@@ -23,6 +23,7 @@ def test_nodes_are_told_apart_by_their_width_and_function_bodies_count_by_their_
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid("svdq", 1)]
     function = helper.make_function("svdq", "SvdqLinear", ["a", "w"], ["b"], body, opsets[:1])
     weight = numpy_helper.from_array(np.zeros((4, 4), np.float16), "weight")
+    wide = numpy_helper.from_array(np.zeros(8, np.float32), "wide")  # nobody widens it
     listed = [
         helper.make_node("MatMul", ["x", "weight"], ["m"]),
         helper.make_node("SvdqLinear", ["m", "weight"], ["s"], domain="svdq"),
@@ -32,7 +33,7 @@ def test_nodes_are_told_apart_by_their_width_and_function_bodies_count_by_their_
     ]
     graph = helper.make_graph(
         listed, "g", [value("x", half, [2, 4]), value("ids", TensorProto.INT64, [3])],
-        [value("y", half, [2, 4]), value("size", TensorProto.INT64, [1])], [weight],
+        [value("y", half, [2, 4]), value("size", TensorProto.INT64, [1])], [weight, wide],
     )  # fmt: skip
     made = helper.make_model(graph, opset_imports=opsets, functions=[function], ir_version=10)
     onnx.save(made, tmp_path / "m.onnx")
