@@ -46,9 +46,17 @@ def timed(latencies_ms: list[float], seconds: float) -> None:
 
 @runtime_checkable
 class WeightStreaming(Protocol):
-    """A runner that can keep its weights in the host's memory and stream them in; set before `open`."""
+    """A runner that may keep its weights in the host's memory and stream them in while it computes.
+
+    `can_stream`: whether its engine was built for that. Set before `open`: `stream_weights`, and `kept_weights`, bytes
+    of them that stay on the device all the same.
+    """
 
     stream_weights: bool
+    kept_weights: int
+
+    @property
+    def can_stream(self) -> bool: ...
 
 
 def choose_backend(artifact: Artifact, preset: str, backend: str) -> str:

@@ -1,4 +1,5 @@
-"""`python -m engines.benchmark OUT`: trtexec on the engines of an artifact, its figures as a table and as JSON.
+"""`python -m engines.benchmark OUT`: trtexec on the engines of an artifact, its figures as a table, as JSON and in the
+report.
 
 It times each engine alone, at the shapes that it was tuned for, without transfers. What an image costs, with all
 steps and components, is measured by `python -m engines.run` and the report.
@@ -18,13 +19,13 @@ from artifact.files import write_json
 from artifact.manifest import Artifact
 from engines import machine
 from engines.memory import Probe, Recorder
+from engines.report.timed import FILE as RESULT
 from engines.shapes import graph_inputs
 from engines.trt import layers, plan, plugin, trtexec
 from engines.trt import machine as device
 from engines.trt.plan import Plan
 from engines.trt.versions import Version
 
-RESULT = "report/benchmark.json"
 PERIOD_S = 0.02  # between two looks at the device's free memory
 SLOWEST = 5  # layers shown of each engine; the JSON has them all
 
@@ -42,7 +43,7 @@ def main(
     ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Time the engines in OUT with trtexec and write the figures to report/benchmark.json."""
+    """Time the engines in OUT with trtexec; write the figures to report/benchmark.json and into report.html."""
     with reported(debug):
         artifact = Artifact.open(out)
         chosen = preset or artifact.manifest["presets"][0]
@@ -50,6 +51,19 @@ def main(
         results = benchmark(artifact, chosen, tool, component, seconds, weight_budget)
         show(results)
         print(f"\n{artifact.root / RESULT}")
+        print(_reported(artifact))
+
+
+def _reported(artifact: Artifact) -> str:
+    """Put the figures into the artifact's report; its path, or why there is none here."""
+    from engines.report import read_report, write_page
+
+    if not (artifact.root / "report.json").is_file():
+        return "The artifact was not measured, so it has no report to put them into."
+    try:
+        return str(write_page(artifact, read_report(artifact)))
+    except ModuleNotFoundError as e:
+        return f"{e.name} is not installed here: `python -m engines.report` puts them into report.html where it is."
 
 
 def benchmark(
@@ -93,7 +107,9 @@ def _time(
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory)
         out = trtexec.Files(str(root / "profile"), str(root / "times"), str(root / "layers"))
-        words = trtexec.benchmark_arguments(version, built.path, library, shapes, out, seconds, weight_budget)
+        words = trtexec.benchmark_arguments(
+            version, built.path, library, shapes, out, seconds, weight_budget, metadata["plugin_in_plan"]
+        )
         with _Watched() as watched:
             code, log = trtexec.run([str(tool), *words])
         if code:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import resource
 import sys
 import threading
@@ -27,8 +26,9 @@ class Probe:
     high_water: Callable[[], int] | None = None
 
 
-def probe(backend: str, root: Path = Path("/")) -> Probe:
-    """The probe for engines of `backend` on this machine (`root` stands in for its file system in tests).
+def probe(backend: str, root: Path = Path("/"), nvml: str | None = None) -> Probe:
+    """The probe for engines of `backend` on this machine (`root` and `nvml` stand in for its file system and its NVML
+    library in tests).
 
     rss: resident memory of the process, for onnxruntime on the CPU. On a discrete GPU NVML's memory of this process;
     on a Jetson, where NVML has none, and where NVML does not know the process (in a container), what the device lost
@@ -39,7 +39,7 @@ def probe(backend: str, root: Path = Path("/")) -> Probe:
         return Probe("rss", lambda: resident_bytes("VmRSS"), lambda: resident_bytes("VmHWM"))
     if (root / "etc/nv_tegra_release").exists():
         return Probe("cudaMemGetInfo + MemAvailable", _lost(_device_free(), lambda: available_bytes(root)))
-    process = _nvml_process()
+    process = _nvml_process(nvml)
     if process is not None:
         return Probe("nvml process memory", process)
     return Probe("cudaMemGetInfo", _lost(_device_free()))
@@ -129,21 +129,17 @@ def _device_free() -> Callable[[], int]:
     return free
 
 
-def _nvml_process() -> Callable[[], int] | None:
-    """NVML's memory of this process; None where nvidia-ml-py is not installed or NVML does not know the process."""
-    try:
-        import pynvml
+def _nvml_process(library: str | None) -> Callable[[], int] | None:
+    """NVML's memory of this process; None without NVML, or where that does not know the process."""
+    from engines.trt import machine
+    from plugins.device import Device
+    from plugins.errors import PluginError
 
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
-
-        def used() -> int:
-            running = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
-            return sum(p.usedGpuMemory or 0 for p in running if p.pid == os.getpid())
-
-        from plugins.device import Device
-
-        Device()  # a process without a context is not in the list
-        return used if used() else None
-    except Exception:  # no package, no library, no driver, no permission: NVML's own errors share no base with ours
+    used = machine.process_bytes(library or machine.LIBRARY)
+    if used is None:
         return None
+    try:
+        Device()  # a process without a context is not in the list
+    except PluginError as e:
+        raise UserError(str(e)) from e
+    return used if used() else None

@@ -25,6 +25,8 @@ _WEIGHTS = {"float16": 2.5, "bfloat16": 2.5, "float32": 1.1}  # per byte of weig
 _STRUCTURE = 100  # per byte of the .onnx file without its weights: nodes, kernels, plans
 _MOST_STRUCTURE = 50 * 10**6  # above, the file holds weights, too
 _RUNTIME = 14 * 10**6  # onnxruntime's own pages, touched by the first graph
+#: What a process takes of a GPU before any engine: CUDA's context, TensorRT's libraries, the plugin's module. Assumed.
+CONTEXT_BYTES = 400 * 10**6
 
 
 def parse_bytes(text: str | int) -> int:
@@ -39,10 +41,11 @@ def parse_bytes(text: str | int) -> int:
 def estimated_bytes(artifact: Artifact, preset: str, backend: str, mode: str) -> int:
     """Peak memory of one image in this mode: what the process holds now, and the largest set of graphs at a time.
 
-    For onnxruntime resident memory of the process, for TensorRT device memory. Weights and their loading; what lies
-    between the layers is counted only as far as loading takes more than keeping.
+    For onnxruntime resident memory of the process: weights and their loading; what lies between the layers is counted
+    only as far as loading takes more than keeping. For TensorRT device memory: the context, the engines, and what
+    TensorRT said at the build that they need to run.
     """
-    needs = _needs(artifact, preset, backend)
+    needs, streaming = _needs(artifact, preset, backend, mode)
     roles = {n: c["role"] for n, c in artifact.manifest["components"].items()}
 
     def of(role: str) -> int:
@@ -51,13 +54,19 @@ def estimated_bytes(artifact: Artifact, preset: str, backend: str, mode: str) ->
     encoders, decoder, encoder, denoiser = (of(r) for r in ("text_encoder", "vae_decoder", "vae_encoder", "denoiser"))
     if mode == "resident":
         held = encoders + decoder + denoiser + (encoder if artifact.pictures else 0)
-    elif mode == "pipelined":
+    elif mode == "pipelined" or streaming:
         held = denoiser + max(encoders, decoder, encoder)
-    elif backend == "tensorrt":  # pipelined, with the denoiser's weights on the host
-        held = max(encoders, decoder, encoder)
     else:
         held = max(needs.values())
-    return held + (0 if backend == "tensorrt" else resident_bytes("VmRSS") + _RUNTIME)
+    return held + (CONTEXT_BYTES if backend == "tensorrt" else resident_bytes("VmRSS") + _RUNTIME)
+
+
+def spare_bytes(artifact: Artifact, preset: str, backend: str, mode: str, max_memory: str | int | None) -> int:
+    """What `max_memory` leaves beyond the estimate where weights are streamed: so much of them may stay on the device.
+    0 in the other modes, and without a budget."""
+    if mode != MODES[-1] or max_memory is None or backend != "tensorrt":
+        return 0
+    return max(0, parse_bytes(max_memory) - estimated_bytes(artifact, preset, backend, mode))
 
 
 def import_libraries() -> None:
@@ -71,17 +80,22 @@ def import_libraries() -> None:
         raise (not_installed(e) or e) from None
 
 
-def _needs(artifact: Artifact, preset: str, backend: str) -> dict[str, int]:
-    """Bytes of memory for each component alone."""
+def _needs(artifact: Artifact, preset: str, backend: str, mode: str) -> tuple[dict[str, int], bool]:
+    """Bytes of memory for each component alone, and whether the denoiser's weights are streamed in this mode."""
     if backend == "tensorrt":
         from engines.trt.plan import find
 
-        return {n: find(artifact, n, preset).path.stat().st_size for n in artifact.manifest["components"]}
+        plans = {n: find(artifact, n, preset) for n in artifact.manifest["components"]}
+        streamed = {n for n, p in plans.items() if mode == MODES[-1] and p.metadata["weight_streaming"]}
+        return (
+            {n: p.activation_bytes + (0 if n in streamed else p.metadata["bytes"]) for n, p in plans.items()},
+            set(artifact.component("denoiser")) <= streamed,
+        )
     factor, needs = _WEIGHTS[artifact.manifest["dtype"]], {}
     for name, size in preset_bytes(artifact, preset).items():
         structure = artifact.model(name, preset).stat().st_size
         needs[name] = int(factor * (size - structure)) + min(_STRUCTURE * structure, _MOST_STRUCTURE)
-    return needs
+    return needs, False
 
 
 def choose_mode(artifact: Artifact, preset: str, backend: str, mode: str | None, max_memory: str | int | None) -> str:

@@ -11,9 +11,9 @@ from artifact.errors import UserError, nearest
 from artifact.manifest import Artifact
 from artifact.sampling import Progress, initial_noise, sample
 from engines.assembly import assemble, class_for
-from engines.backends import Runner, choose_backend, runner
+from engines.backends import Runner, WeightStreaming, choose_backend, runner
 from engines.families import Layout, layout
-from engines.modes import choose_mode
+from engines.modes import choose_mode, spare_bytes
 from engines.pictures import beside_prompts, check_given
 from engines.placement import Placement
 from engines.residency import Residency, Staged, Watch
@@ -45,6 +45,10 @@ class EnginePipeline:
         mode = choose_mode(artifact, preset, self.backend, memory, max_memory)
         runners = {n: runner(artifact, n, preset, self.backend, threads) for n in components}
         roles = {n: c["role"] for n, c in components.items()}
+        spare = spare_bytes(artifact, preset, self.backend, mode, max_memory)
+        for name in artifact.component("denoiser"):
+            if isinstance(streaming := runners[name], WeightStreaming):
+                streaming.kept_weights = spare
         self._residency = Residency(runners, roles, mode, watch, encodes=artifact.pictures is not None)
         self.sessions: dict[str, Runner] = {n: Staged(n, self._residency) for n in components}
         self._pipes: dict[str, Any] = {}

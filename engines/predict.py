@@ -7,6 +7,7 @@ turn them into time. docs/predict.md explains the model.
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,9 @@ import typer
 from artifact.command import reported
 from artifact.errors import UserError
 from artifact.manifest import Artifact
+from engines.cost.measured import Measured, of_report
 from engines.cost.prediction import Band, Prediction, check, predict
+from engines.targets import TABLE_WIDTH
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -31,7 +34,7 @@ def measured_ceilings(
 
     With `again` everything that the graphs need is measured anew.
     """
-    from engines.cost import cpu, host
+    from engines.cost import cpu, host, structure
     from engines.cost.ceilings import ALWAYS, Ceilings
     from engines.cost.prediction import calls_per_image
     from engines.pipeline import choose
@@ -47,6 +50,9 @@ def measured_ceilings(
     missing = ceilings.missing(needed)
     if missing:
         ceilings.measure(missing, progress=progress)
+        ceilings.save()
+    if again or ceilings.structure is None:
+        ceilings.structure = structure.measure()
         ceilings.save()
     if again or host.key(artifact, size) not in ceilings.seconds:
         host.Host(artifact, preset, size, calls, threads).measure(ceilings)
@@ -68,37 +74,52 @@ def _range(band: Band | None, unit: str = "") -> str:
     return f"{band.expected:.3g} ({band.low:.3g} to {band.high:.3g})"
 
 
-def show(prediction: Prediction, title: str) -> None:
-    """Print the prediction as a table with its assumptions."""
+def _off(predicted: Band | None, measured_ms: float) -> str:
+    """Measured milliseconds, and by how much the prediction is off."""
+    return f"{measured_ms:.3g}" + (f" ({predicted.expected / measured_ms - 1:+.0%})" if predicted else "")
+
+
+def show(prediction: Prediction, title: str, measured: Measured | None = None) -> None:
+    """Print the prediction as a table with its assumptions, beside what was measured of the same."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=TABLE_WIDTH)
     table = Table(title=f"{prediction.preset} on {title}", title_justify="left")
-    for heading in ("component", "calls", "ms a call\n(band)", "Gop", "MB moved", "weights", "activations"):
+    beside = ["measured\n(off)"] if measured else []
+    for heading in ("component", "calls", "ms a call\n(band)", *beside, "Gop", "MB moved", "weights", "activations"):
         name = heading == "component"
         table.add_column(heading, justify="left" if name else "right", no_wrap=name)
     for c in prediction.components:
+        found = measured.components.get(c.name) if measured else None
         table.add_row(
-            c.name, str(c.calls), _range(c.call_ms), f"{c.operations / 1e9:.3g}", f"{c.moved_bytes / 1e6:.3g}",
-            _bytes(c.weight_bytes), _bytes(c.activation_bytes + c.workspace_bytes),
+            c.name, str(c.calls), _range(c.call_ms), *([_off(c.call_ms, found) if found else "–"] if measured else []),
+            f"{c.operations / 1e9:.3g}", f"{c.moved_bytes / 1e6:.3g}", _bytes(c.weight_bytes),
+            _bytes(c.activation_bytes + c.workspace_bytes),
         )  # fmt: skip
     console.print(table)
+    tell = partial(console.print, highlight=False, soft_wrap=True)
     p = prediction
     size = f"{p.height} x {p.width}, {p.steps} steps" + (f", batch {p.batch}" if p.batch > 1 else "")
-    console.print(f"image ({size}): {_range(p.image_ms, 's')} s", highlight=False)
+    tell(f"image ({size}): {_range(p.image_ms, 's')} s")
+    if measured:
+        date = measured.date[:10]
+        tell(f"measured on {date}: {_off(p.image_ms, measured.image_ms)} ms an image")
     if p.host_ms is not None:
-        console.print(f"of that between the graphs: {_range(p.host_ms)} ms", highlight=False)
+        tell(f"of that between the graphs: {_range(p.host_ms)} ms")
     of = f" of {_bytes(p.usable_bytes)} usable" if p.usable_bytes is not None else ""
-    console.print(
+    tell(
         f"memory: {_bytes(p.resident_bytes)} with everything loaded, {_bytes(p.pipelined_bytes)} pipelined{of}: "
-        f"{_FITS[p.fits]}",
-        highlight=False,
+        f"{_FITS[p.fits]}"
     )
+    own = p.runtime_bytes + sum(c.structure_bytes for c in p.components)
+    tell(f"of that the runtime's own: {_bytes(own)}")
     if p.unverified:
-        console.print(f"[yellow]unverified[/yellow] figures of the target: {', '.join(p.unverified)}", highlight=False)
+        tell(f"[yellow]unverified[/yellow] figures of the target: {', '.join(p.unverified)}")
     for sentence in p.assumptions:
-        console.print(f"- {sentence}", highlight=False)
+        tell(f"- {sentence}")
 
 
 def _counter() -> Any:
@@ -152,10 +173,11 @@ def main(
         pixels = batch, height or generation["height"], width or generation["width"]
         ceilings = measured_ceilings(artifact, preset, pixels, threads, measure, progress) if is_cpu else None
         predicted = predict(artifact, row, preset, height, width, steps, batch, ceilings)
+        measured = of_report(artifact, predicted, threads) if is_cpu else None
         if as_json:
-            print(json.dumps(predicted.to_json()))
+            print(json.dumps(predicted.to_json() | {"measured": measured and measured.to_json()}))
         else:
-            show(predicted, row.title)
+            show(predicted, row.title, measured)
 
 
 if __name__ == "__main__":

@@ -30,8 +30,8 @@ class Residency:
     is drawn from a picture, like the others.
     pipelined: the denoiser; the text encoders (and the image encoder) until its first step, the image decoder from its
     last steps, where a thread loads it, until the image is there.
-    streaming: pipelined with the weights of every runner that can do so streamed from the host; where none can
-    (onnxruntime on the CPU), one graph at a time, not even the denoiser beside another.
+    streaming: pipelined with the weights of every runner that can do so streamed from the host; where the denoiser's
+    cannot (onnxruntime on the CPU, an engine not built for it), one graph at a time, not even it beside another.
 
     Where memory runs out the next mode is taken, and the log says so. `roles`: component name to role.
     """
@@ -199,10 +199,10 @@ class Residency:
             self._watch(f"free {name}")
 
     def _set_streaming(self) -> None:
-        streams = [r for r in self.runners.values() if isinstance(r, WeightStreaming)]
-        for each in streams:
+        streams = {n: r for n, r in self.runners.items() if isinstance(r, WeightStreaming) and r.can_stream}
+        for each in streams.values():
             each.stream_weights = self.mode == "streaming"
-        self._one_at_a_time = self.mode == "streaming" and not streams
+        self._one_at_a_time = self.mode == "streaming" and not self._of_role("denoiser") <= set(streams)
 
     def _of_role(self, role: str) -> set[str]:
         return {n for n, r in self.roles.items() if r == role}

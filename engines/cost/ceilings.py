@@ -45,8 +45,9 @@ from engines.cost.probes import (
     axes,
     build,
 )
+from engines.cost.structure import Structure
 
-FORMAT = 2
+FORMAT = 3
 ROUNDS = 3
 RUNS = 5  # timed runs of a probe in each round; their median counts
 WARM_UP = 2  # runs before those: in its second one a session takes the memory that it keeps
@@ -59,10 +60,12 @@ Progress = Callable[[int, int], None]
 
 
 class Ceilings:
-    """Seconds per node by key and grid point, for `threads` threads (None: one per core)."""
+    """Seconds per node by key and grid point, for `threads` threads (None: one per core). `structure`: bytes of what
+    onnxruntime holds of any graph; None where it was not measured."""
 
     def __init__(self, threads: int | None = None, seconds: dict[str, dict[Point, float]] | None = None) -> None:
         self.threads = threads
+        self.structure: Structure | None = None
         self.seconds: dict[str, dict[Point, float]] = seconds or {}
         self._taken: dict[tuple[str, Point], list[float]] = {}  # what was measured by this object, a value a round
 
@@ -77,16 +80,21 @@ class Ceilings:
                 key: {tuple(map(int, p.split(","))): float(s) for p, s in points.items()}
                 for key, points in kept["seconds"].items()
             }
+            structure = kept["structure"] and Structure(**kept["structure"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return cls(threads)
-        return cls(threads, {k: v for k, v in found.items() if set(v) == set(grid(k))})
+        known = cls(threads, {k: v for k, v in found.items() if set(v) == set(grid(k))})
+        known.structure = structure
+        return known
 
     def save(self) -> None:
         """Keep them for the next prediction on this machine."""
         target = path(self.threads)
         target.parent.mkdir(parents=True, exist_ok=True)
         text = {k: {",".join(map(str, p)): s for p, s in v.items()} for k, v in self.seconds.items()}
-        write_json(target, {"format": FORMAT, "machine": identity(self.threads), "seconds": text})
+        structure = self.structure and self.structure.to_json()
+        content = {"format": FORMAT, "machine": identity(self.threads), "seconds": text, "structure": structure}
+        write_json(target, content)
 
     def missing(self, keys: Iterable[str]) -> list[str]:
         """Those of the keys that are not measured."""

@@ -54,6 +54,8 @@ def assumptions(ceilings: Ceilings | None) -> list[str]:
         "Every node of the graph as onnxruntime optimises it takes the time of a micro-benchmark of its kind on this "
         f"machine, interpolated between generic sizes (threads: {threads}), and more for code and data that the "
         "cache cannot have kept.",
-        "Memory: weights as they are read and as onnxruntime keeps them, and what its arena grows by; without Python.",
+        "Memory: weights as onnxruntime keeps them, 16-bit ones as they are read, too, what its arena grows by, and "
+        + ("nodes and code as chains of tiny nodes take them" if ceilings.structure else "not its nodes and code")
+        + "; without Python.",
         "Host work (tokeniser, scheduler, picture) was measured with graphs that answer at once.",
     ]

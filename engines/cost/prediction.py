@@ -11,20 +11,20 @@ from typing import Any
 from artifact.errors import UserError
 from artifact.manifest import Artifact
 from engines import machine
-from engines.cost import cpu, host, roofline
+from engines.cost import cpu, host, roofline, structure
 from engines.cost.arena import grown_bytes
 from engines.cost.ceilings import Ceilings
 from engines.cost.graph import Graph, Shape, read
 from engines.cost.liveness import peak_bytes
 from engines.cost.operations import quantised_bytes, work
+from engines.cost.structure import Nodes
 from engines.families import layout
+from engines.modes import CONTEXT_BYTES
 from engines.pipeline import choose
 from engines.shapes import input_shapes
-from engines.sizes import model_bytes
 from engines.targets import Target
 
-FORMAT = 2
-CONTEXT_BYTES = 400_000_000  # CUDA context, TensorRT's own libraries, the plugin's module: assumed
+FORMAT = 3
 CPU_BAND = 0.25  # bench/predict.py's bound on the deviation from measured latency
 
 
@@ -46,7 +46,8 @@ class Band:
 
 @dataclass(frozen=True)
 class Component:
-    """One graph: `calls` per image, milliseconds of one call (None: not measured), and what it holds in bytes.
+    """One graph: `calls` per image, milliseconds of one call (None: not measured), and what it holds in bytes;
+    `structure_bytes` are its nodes' on onnxruntime.
 
     `operations` and `moved_bytes` are of one call; `uncounted` operators have neither, with their number of nodes.
     """
@@ -61,23 +62,24 @@ class Component:
     weight_bytes: int
     activation_bytes: int
     workspace_bytes: int
+    structure_bytes: int
     uncounted: dict[str, int]
 
     @property
     def memory_bytes(self) -> int:
         """What the component needs while it runs."""
-        return self.weight_bytes + self.activation_bytes + self.workspace_bytes
+        return self.weight_bytes + self.activation_bytes + self.workspace_bytes + self.structure_bytes
 
 
 class Form:
     """A graph as a target runs it, counted once: operations and bytes of a call, memory, its kernels on a GPU.
 
-    `file_bytes`: what onnxruntime reads before it converts the weights, and does not give back.
+    `nodes`: what its file has beside, on onnxruntime; None on a GPU.
     """
 
-    def __init__(self, graph: Graph, is_cpu: bool, file_bytes: int = 0) -> None:
-        self.graph = graph
-        self.weights = graph.weight_bytes + file_bytes
+    def __init__(self, graph: Graph, nodes: Nodes | None = None) -> None:
+        self.graph, self.nodes, is_cpu = graph, nodes, nodes is not None
+        self.weights = graph.weight_bytes + (nodes.kept_bytes if nodes else 0)
         self.fused: list[roofline.Kernel] = []
         self.single: list[roofline.Kernel] = []
         inner: set[str] = set()
@@ -105,16 +107,17 @@ class Forms:
         key = model, tuple(shapes.items()), is_cpu
         if key not in self._read:
             self._read[key] = (
-                Form(cpu.graph(model, shapes), True, model_bytes(model)) if is_cpu else Form(read(model, shapes), False)
+                Form(cpu.graph(model, shapes), structure.nodes(model, shapes)) if is_cpu else Form(read(model, shapes))
             )
         return self._read[key]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """A preset on a target. `fits`: "resident" (all components at once), "pipelined" (the denoiser and one more),
-    "no", or None where the target's memory is not known. Bytes include what the runtime takes. `host_ms` of the image
-    pass between the graphs; None where that is not counted."""
+    """A preset on a target. Bytes include what the runtime takes, `runtime_bytes` of them that no graph takes. `fits`:
+    "resident" (all components at once), "pipelined" (the denoiser and the text encoders, or it and the decoder), "no",
+    or None where the target's memory is not known. `host_ms` of the image pass between the graphs; None where that is
+    not counted."""
 
     target: str
     preset: str
@@ -127,6 +130,7 @@ class Prediction:
     image_ms: Band | None
     resident_bytes: int
     pipelined_bytes: int
+    runtime_bytes: int
     usable_bytes: int | None
     fits: str | None
     assumptions: tuple[str, ...]
@@ -171,14 +175,16 @@ def predict(
     between = _host_band(artifact, (batch, height, width), steps, ceilings) if is_cpu else None
     known = len(bands) == len(components) and (between is not None or not is_cpu)
     image = sum(bands, between or Band(0.0, 0.0, 0.0)) if known else None
-    base = 0 if is_cpu else CONTEXT_BYTES
+    base = _runtime_bytes(artifact, preset, forms, ceilings, (batch, height, width)) if is_cpu else CONTEXT_BYTES
     resident = base + sum(c.memory_bytes for c in components)
-    denoiser = next(c for c in components if c.role == "denoiser")
-    pipelined = base + denoiser.memory_bytes + max(c.memory_bytes for c in components if c is not denoiser)
+    held = Counter[str]()
+    for c in components:
+        held[c.role] += c.memory_bytes
+    pipelined = base + held.pop("denoiser") + max(held.values())  # all text encoders at once, as engines/residency.py
     usable = _usable_bytes(target)
     return Prediction(
-        target.name, preset, height, width, steps, batch, components, between, image, resident, pipelined, usable,
-        fits(resident, pipelined, usable), tuple(_assumptions(target, ceilings, components)),
+        target.name, preset, height, width, steps, batch, components, between, image, resident, pipelined, base,
+        usable, fits(resident, pipelined, usable), tuple(_assumptions(target, ceilings, components)),
         tuple(sorted(target.unverified & _FIGURES)),
     )  # fmt: skip
 
@@ -253,8 +259,24 @@ def _component(
         band = _gpu_band(form, target)
     return Component(
         name, artifact.manifest["components"][name]["role"], calls, band and band.times(1000), form.operations,
-        form.moved, len(form.graph.ops), form.weights, form.activations, form.workspace, uncounted,
+        form.moved, len(form.graph.ops), form.weights, form.activations, form.workspace,
+        ceilings.structure.of(form.nodes) if ceilings and ceilings.structure and form.nodes else 0, uncounted,
     )  # fmt: skip
+
+
+def _runtime_bytes(
+    artifact: Artifact, preset: str, forms: Forms, ceilings: Ceilings | None, size: tuple[int, int, int]
+) -> int:
+    """onnxruntime's own pages on this machine, and the code of all operators that the graphs have; 0 where that is not
+    measured."""
+    if ceilings is None or ceilings.structure is None:
+        return 0
+    kinds: set[str] = set()
+    for name in calls_per_image(artifact, 1):
+        model = artifact.model(name, preset)
+        found = forms.of(model, input_shapes(artifact, name, model, *size), True).nodes
+        kinds |= found.kinds if found else set()
+    return int(ceilings.structure.session + len(kinds) * ceilings.structure.kind)
 
 
 def _cpu_band(graph: Graph, ceilings: Ceilings | None) -> tuple[Band | None, dict[str, int]]:

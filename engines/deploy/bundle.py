@@ -153,7 +153,7 @@ def _graph(root: Path, artifact: Artifact, name: str, preset: str, target: Targe
         root,
         f"models/{name}/{model.name}",
         f"{KEPT}/{plan.name(name, preset, target.sm or 0, Version.parse(row.tensorrt))}",
-        plan.graph_sha256(model),
+        plan.graph_sha256(artifact, model),
         sum(f.stat().st_size for f in files),
         profiles.profile(artifact, name, model, [(generation["height"], generation["width"])]),
         bool(graph.read(model).plugins),

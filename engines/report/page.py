@@ -14,7 +14,7 @@ from artifact.manifest import Artifact
 from artifact.pictures import MASK
 from engines.evaluate import FORMAT
 from engines.references import BESIDE
-from engines.report import memory_plot, plots, tables, where
+from engines.report import memory_plot, plots, tables, timed, where
 
 NAME_JSON, NAME_HTML = "report.json", "report.html"
 THUMBNAIL = 320  # pixels of the longer side; larger images are embedded reduced, as JPEG
@@ -70,6 +70,7 @@ def write_page(artifact: Artifact, results: dict[str, Any]) -> Path:
         scores=[("16-bit reference", score), *((p["name"], p["prompt_score"]) for p in results["presets"])],
         score_parts=[k for k in score or {} if k not in ("right", "of")],
         memory_rows=memory_plot.rows(results),
+        timed=timed.read(artifact),
         where=where.rows(results),
         where_reasons=where.reasons(results),
         pairs=_pairs(artifact, results),

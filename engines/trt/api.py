@@ -14,15 +14,16 @@ from typing import Any
 
 from artifact.errors import UserError
 from engines.trt import versions
-from engines.trt.job import Job, Say
+from engines.trt.job import Job, Made, Say
+from engines.trt.plan import mapped
 from plugins.library import load_into_tensorrt
 
 #: What hears of progress: the phase's name, finished steps, steps in all. A finished phase has as many as there are.
 Progress = Callable[[str, int, int], None]
 
 
-def build(job: Job, output: Path, say: Say, progress: Progress | None = None) -> str:
-    """Write the engine of `job` to `output`; its layer information, as TensorRT's JSON.
+def build(job: Job, output: Path, say: Say, progress: Progress | None = None) -> Made:
+    """Write the engine of `job` to `output`; what TensorRT says of it.
 
     Raises UserError where TensorRT refuses the graph or finds no engine for it, PluginError where the plugin does not
     load. Ctrl-C ends the build at TensorRT's next step.
@@ -36,6 +37,16 @@ def build(job: Job, output: Path, say: Say, progress: Progress | None = None) ->
     logger = make_logger(trt, heard)
     if job.plugin:
         load_into_tensorrt(trt, job.plugin)
+    _build(trt, logger, heard, job, output, say, progress)
+    # The builder, the parsed weights and the serialised engine are gone: on a Jetson the loaded one takes their place.
+    engine = load(trt, logger, output, job)
+    information = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    return Made(information, int(engine.device_memory_size_v2))
+
+
+def _build(
+    trt: Any, logger: Any, heard: list[str], job: Job, output: Path, say: Say, progress: Progress | None
+) -> None:
     builder = trt.Builder(logger)
     network = builder.create_network(_network_flags(trt, job))
     _parse(trt, network, logger, job)
@@ -51,7 +62,6 @@ def build(job: Job, output: Path, say: Say, progress: Progress | None = None) ->
     output.write_bytes(memoryview(serialized))
     if cache is not None:
         job.cache.write(bytes(memoryview(cache.serialize())), say)
-    return _inspect(trt, logger, serialized, job)
 
 
 def _network_flags(trt: Any, job: Job) -> int:
@@ -110,17 +120,14 @@ def _timing_cache(config: Any, job: Job, say: Say) -> Any:
     return cache if cache is not None and config.set_timing_cache(cache, False) else None
 
 
-def _inspect(trt: Any, logger: Any, serialized: Any, job: Job) -> str:
-    engine = load(trt, logger, serialized, job)
-    return engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-
-
-def load(trt: Any, logger: Any, serialized: Any, job: Job) -> Any:
-    """The engine of `job`, deserialised; its plugin is registered. Raises UserError where TensorRT does not load it."""
+def load(trt: Any, logger: Any, path: Path, job: Job) -> Any:
+    """The engine of `job` in the file at `path`, deserialised; its plugin is registered. Raises UserError where
+    TensorRT does not load it."""
     runtime = trt.Runtime(logger)
     if job.plugin_in_plan:
         runtime.engine_host_code_allowed = True  # the plan carries a library, which is ours
-    engine = runtime.deserialize_cuda_engine(serialized)
+    with mapped(path) as content:
+        engine = runtime.deserialize_cuda_engine(content)
     if engine is None:
         raise UserError(f"TensorRT {job.version} does not load the engine of {job.component} that was built here.")
     return engine

@@ -70,6 +70,11 @@ def build_engines(
     with held(artifact.root / plan.DIRECTORY):
         remove_partials(artifact.root / plan.DIRECTORY)
         chosen, version, why = (None, None, "") if script_only else _choose(builder, target)
+        if version and options.refit and (version.major, version.minor) == versions.NO_REFIT:
+            raise UserError(
+                f"TensorRT {version} can lose a bias of an engine that is built to be refitted: leave out --refit, or "
+                "use another version."
+            )
         jobs = _jobs(artifact, preset, target, version or script.MAJORS[10], sizes, options)
         built = Built(script.write(artifact, preset, target, jobs))
         if why:
@@ -177,13 +182,13 @@ def _one(artifact: Artifact, job: Job, builder: str, say: Say, progress: Progres
             _link(twin.path, partial)
         with suppress(OSError), written_whole(path.with_suffix(".layers.json")) as partial:
             shutil.copyfile(twin.layers, partial)
-        return plan.write(path, {**metadata, "builder": twin.metadata["builder"]})
+        return plan.write(path, metadata | _of_the_build(twin))
     with written_whole(path) as partial:
-        text = api.build(job, partial, say, progress) if builder == "api" else trtexec.build(job, partial, say)
-        for line in layers.judge(layers.parse(text), graph.read(job.model), f"{job.component} of {job.preset}"):
+        made = api.build(job, partial, say, progress) if builder == "api" else trtexec.build(job, partial, say)
+        for line in layers.judge(layers.parse(made.layers), graph.read(job.model), f"{job.component} of {job.preset}"):
             say(f"  {line}")
-    write_text(path.with_suffix(".layers.json"), text)
-    return plan.write(path, metadata)
+    write_text(path.with_suffix(".layers.json"), made.layers)
+    return plan.write(path, {**metadata, "activation_bytes": made.activation_bytes})
 
 
 def _metadata(artifact: Artifact, job: Job, builder: str) -> dict[str, object]:
@@ -194,7 +199,7 @@ def _metadata(artifact: Artifact, job: Job, builder: str) -> dict[str, object]:
         "tensorrt": str(job.version),
         "plugin_sha256": plan.sha256(job.plugin) if job.plugin else None,
         "plugin_in_plan": bool(job.plugin and job.plugin_in_plan),
-        "onnx_sha256": plan.graph_sha256(job.model),
+        "onnx_sha256": plan.graph_sha256(artifact, job.model),
         "source_sha256": artifact.manifest["source"]["sha256"],
         "profiles": [profiles.to_json(job.profile)],
         "refittable": job.refit,
@@ -202,6 +207,11 @@ def _metadata(artifact: Artifact, job: Job, builder: str) -> dict[str, object]:
         "weight_streaming": job.weight_streaming,
         "builder": builder,
     }
+
+
+def _of_the_build(built: Plan) -> dict[str, object]:
+    """What its record knows of the build alone: another record of the same engine takes it over."""
+    return {key: built.metadata[key] for key in ("builder", "activation_bytes") if key in built.metadata}
 
 
 def _refitted(path: Path, job: Job, metadata: dict[str, object], say: Say) -> Plan | None:
@@ -216,7 +226,7 @@ def _refitted(path: Path, job: Job, metadata: dict[str, object], say: Say) -> Pl
         say(f"  {path.name} is built again, for it cannot be refitted: {e}")
         return None
     say(f"  {path.name} was refitted with the graph's new weights")
-    return plan.write(path, {**metadata, "builder": old.metadata["builder"]})
+    return plan.write(path, metadata | _of_the_build(old))
 
 
 _SAME_BUT = frozenset({"builder", "structure_sha256"})  # the graph's own hash covers its structure

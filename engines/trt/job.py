@@ -43,3 +43,12 @@ class Options:
     plugin_in_plan: bool = False
     refit: bool = False
     weight_streaming: bool = False
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a builder says of the engine that it wrote: its layers as TensorRT's JSON, and the bytes that TensorRT
+    allocates beside the weights to run it, at the profile's largest shapes (None: it did not say)."""
+
+    layers: str
+    activation_bytes: int | None = None

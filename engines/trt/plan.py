@@ -9,15 +9,20 @@ TensorRT's own refusals of a strange engine are late, partly crashes, and never 
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
-from collections.abc import Callable
+import mmap
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from artifact.errors import UserError
 from artifact.files import sha256, write_json
 from artifact.manifest import Artifact
+from engines.external import pieces
 from engines.trt import machine, plugin, versions
 from engines.trt.versions import Version
 
@@ -28,7 +33,8 @@ _KEYS = {
     "format", "component", "preset", "sm", "tensorrt", "plugin_sha256", "plugin_in_plan", "onnx_sha256",
     "source_sha256", "profiles", "refittable", "weight_streaming", "plan_sha256", "bytes", "builder",
 }  # fmt: skip
-_FROM_PYTHON = {"structure_sha256"}  # the script on the device cannot tell it, and builds nothing to be refitted
+#: What the script on the device cannot tell. It builds nothing to be refitted.
+_FROM_PYTHON = {"structure_sha256", "activation_bytes"}
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,8 @@ class Plan:
     `metadata`: format, component, preset, sm ("87"), tensorrt ("10.3.0"), plugin_sha256 (None without 4-bit layers),
     plugin_in_plan (the engine carries the plugin's library), onnx_sha256 of the graph and its external data,
     source_sha256 of the model compiled, profiles [{input: {"min", "opt", "max"}}], refittable, weight_streaming,
-    plan_sha256, bytes, builder ("api" or "trtexec"); structure_sha256 of refit.py where Python has built it.
+    plan_sha256, bytes, builder ("api" or "trtexec"); where Python has built it structure_sha256 of refit.py and
+    activation_bytes, what TensorRT allocates beside the weights to run it (None where it did not say).
     """
 
     path: Path
@@ -48,6 +55,19 @@ class Plan:
     def layers(self) -> Path:
         """The file with TensorRT's layer information."""
         return self.path.with_suffix(".layers.json")
+
+    @property
+    def activation_bytes(self) -> int:
+        """What TensorRT allocates beside the weights to run it; 0 where it is not known."""
+        return int(self.metadata.get("activation_bytes") or 0)
+
+
+@contextlib.contextmanager
+def mapped(path: Path) -> Iterator[mmap.mmap]:
+    """The engine's bytes for TensorRT to read: pages of the file and no copy in memory, which a Jetson shares with its
+    GPU. TensorRT keeps nothing of them once it has deserialised the engine."""
+    with open(path, "rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        yield content
 
 
 def name(component: str, preset: str, sm: int | str, version: Version) -> str:
@@ -87,7 +107,7 @@ def read(path: Path) -> Plan:
         raise UserError(f"{path} is missing, only its record is there: copy it again or {again}.")
     if path.stat().st_size != size:
         raise UserError(f"{path} has {path.stat().st_size} bytes and was built with {size}: copy it again or {again}.")
-    if sha256(path) != digest:
+    if _sha256_of(path) != digest:
         raise UserError(f"{path} is not the engine that was built (its hash differs): copy it again or {again}.")
     return Plan(path, metadata)
 
@@ -119,12 +139,11 @@ def find(
     preset: str,
     sm: int | None = None,
     tensorrt: Version | None = None,
-    digest: Callable[[Path], str] | None = None,
 ) -> Plan:
     """The engine of a component for this machine, or for `sm` and `tensorrt`; checked, and ready to be loaded.
 
-    `digest` of a graph (default `graph_sha256`) is for callers who have it already. Raises UserError where there is
-    none, where it is for another GPU, TensorRT, plugin or artifact, or where the file is damaged.
+    Raises UserError where there is none, where it is for another GPU, TensorRT, plugin or artifact, or where the file
+    is damaged.
     """
     sm, tensorrt = sm or machine.sm(), tensorrt or versions.installed()
     if sm is None or tensorrt is None:
@@ -148,7 +167,7 @@ def find(
         raise UserError(
             f"{path} was built from another model than {artifact.root}: run `python -m engines.build` again."
         )
-    if built["onnx_sha256"] != (digest or graph_sha256)(artifact.tensorrt(component, preset)):
+    if built["onnx_sha256"] != graph_sha256(artifact, artifact.tensorrt(component, preset)):
         raise UserError(
             f"{path} was built from another {component} graph than {artifact.root} has now: "
             "run `python -m engines.build` again."
@@ -156,6 +175,31 @@ def find(
     return plan
 
 
-def graph_sha256(model: Path) -> str:
-    """The hash of the .onnx file. Its external data are covered by the manifest's own hashes."""
-    return sha256(model)
+def graph_sha256(artifact: Artifact, model: Path) -> str:
+    """The hash of a graph of the artifact with its weights: of the .onnx file and of the external data that it names.
+
+    Those data are not read: their hashes are the manifest's, which `Artifact.verify` compares with the files. Raises
+    UserError for a graph that is damaged, or names data that the manifest does not know.
+    """
+    folder = artifact.root.resolve()
+    digest = hashlib.sha256(sha256(model).encode())
+    for file in sorted({piece.file for piece in pieces(model)}):
+        name = file.resolve().relative_to(folder).as_posix()
+        known = artifact.manifest["files"].get(name)
+        if known is None:
+            raise UserError(
+                f"{model.name} keeps weights in {name}, which is not in the manifest of {artifact.root}: rebuild it."
+            )
+        digest.update(f" {file.name} {known['sha256']}".encode())
+    return digest.hexdigest()
+
+
+def _sha256_of(path: Path) -> str:
+    """Of a file that may have gigabytes: asked again, it is read again only where it was written meanwhile."""
+    found = path.stat()
+    return _sha256(path, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: Path, *_identity: int) -> str:
+    return sha256(path)

@@ -16,8 +16,6 @@ from engines.trt import api, versions
 from engines.trt.job import Job
 from plugins.library import load_into_tensorrt
 
-#: Its documentation says that a product's bias may be dropped there, and that no refit reaches it.
-WRONG = (11, 3)
 _FLOATS = ("FLOAT", "FLOAT16", "BFLOAT16")
 
 
@@ -52,13 +50,11 @@ def refit(job: Job, engine: Path, output: Path) -> None:
     trt = versions.python_module()
     if trt is None:
         raise UserError("The Python package tensorrt is not here, which a refit needs.")
-    if (job.version.major, job.version.minor) == WRONG:
-        raise UserError(f"TensorRT {job.version} can lose a bias of an engine that is made to be refitted.")
     heard: list[str] = []
     logger = api.make_logger(trt, heard)
     if job.plugin:
         load_into_tensorrt(trt, job.plugin)
-    loaded = api.load(trt, logger, engine.read_bytes(), job)
+    loaded = api.load(trt, logger, engine, job)
     refitter = trt.Refitter(loaded, logger)
     parser = trt.OnnxParserRefitter(refitter, logger)
     if not parser.refit_from_file(str(job.model)):  # a path, so that the external data beside it is found

@@ -21,7 +21,7 @@ from engines.trt import graph, plan, profiles, trtexec
 from engines.trt.job import Job
 from engines.trt.plugin import DIRECTORY as PLUGINS
 from engines.trt.plugin import name as plugin_name
-from engines.trt.versions import Version
+from engines.trt.versions import NO_REFIT, Version
 
 #: One version of every set of flags that trtexec has.
 MAJORS = {8: Version(8, 6), 10: Version(10, 3), 11: Version(11, 0)}
@@ -48,6 +48,8 @@ def text(artifact: Artifact, preset: str, target: Target, jobs: Sequence[Job]) -
         capability=target.compute_capability, source=artifact.manifest["source"]["sha256"],
         plugin8=f"{PLUGINS}/sm{target.sm}/{plugin_name(8)}", plugin10=f"{PLUGINS}/sm{target.sm}/{plugin_name(10)}",
     ).splitlines()  # fmt: skip
+    if any(job.refit for job in jobs):
+        lines += ["", _NO_REFIT]
     for job in jobs:
         lines += ["", *_component(artifact, job)]
     return "\n".join([*lines, "", 'echo "The engines are in $PWD/engines."', ""])
@@ -66,7 +68,7 @@ def _component(artifact: Artifact, job: Job) -> list[str]:
         lines += [f"    {major}) arguments=(", *(f"      {_quoted(word)}" for word in words), "    ) ;;"]
     fields = {
         "format": plan.FORMAT, "component": job.component, "preset": job.preset, "sm": str(job.sm),
-        "onnx_sha256": plan.graph_sha256(job.model), "source_sha256": artifact.manifest["source"]["sha256"],
+        "onnx_sha256": plan.graph_sha256(artifact, job.model), "source_sha256": artifact.manifest["source"]["sha256"],
         "profiles": [profiles.to_json(job.profile)], "refittable": job.refit, "builder": "trtexec",
         "weight_streaming": job.weight_streaming, "plugin_in_plan": bool(fourbit and job.plugin_in_plan),
     }  # fmt: skip
@@ -89,6 +91,10 @@ def _quoted(word: str) -> str:
     return f"'{word}'" if "," in word and shlex.quote(word) == word else shlex.quote(word)
 
 
+_NO_REFIT = f"""\
+if [ "$major.$minor" = {NO_REFIT[0]}.{NO_REFIT[1]} ]; then
+  fail "TensorRT $version can lose a bias of an engine that is built to be refitted: use another version."
+fi"""
 _HEAD = """\
 #!/usr/bin/env bash
 # Builds the engines of {name} for {preset} on a {title}: run it on that device, from anywhere.

@@ -18,7 +18,7 @@ from artifact.manifest import Artifact
 from engines.backends import timed
 from engines.faults import OutOfMemory, is_out_of_memory, refuse_names, refuse_nonfinite
 from engines.trt import plugin
-from engines.trt.plan import Plan
+from engines.trt.plan import Plan, mapped
 from engines.trt.versions import Version, of_module, python_module
 from plugins.device import CudaError, Device, Graph, Memory, Stream
 from plugins.errors import PluginError
@@ -32,14 +32,15 @@ class PlanSession:
 
     `name` is what messages call it. With `check_finite`, a NaN or infinity in an output is an error and not a black
     image. With `stream_weights`, set before it is opened, the weights stay in the host's memory and are copied in while
-    a step runs: the least device memory, for an engine that was built for it.
+    a step runs, for an engine that was built for it (`can_stream`): the least device memory, and the slowest, if not
+    for `kept_weights` bytes of them that stay on the device all the same.
     """
 
     def __init__(self, artifact: Artifact, plan: Plan, name: str, check_finite: bool = True) -> None:
         self.artifact, self.plan, self.name, self.check_finite = artifact, plan, name, check_finite
         self.latencies_ms: list[float] = []
         self._calls = 0
-        self.stream_weights = False
+        self.stream_weights, self.kept_weights = False, 0
         self._device: Device | None = None
         self._stream: Stream | None = None
         self._runtime: Any = None
@@ -48,6 +49,11 @@ class PlanSession:
         self._inputs: dict[str, np.dtype[Any]] = {}
         self._outputs: dict[str, np.dtype[Any]] = {}
         self._bound: _Bound | None = None
+
+    @property
+    def can_stream(self) -> bool:
+        """Whether the engine was built for streaming its weights."""
+        return bool(self.plan.metadata["weight_streaming"])
 
     def open(self) -> PlanSession:
         """Read the engine into the device's memory.
@@ -142,7 +148,8 @@ class PlanSession:
         self._runtime = trt.Runtime(self._said)
         # A library that travels in the plan is code: TensorRT runs it only where that is allowed.
         self._runtime.engine_host_code_allowed = bool(self.plan.metadata["plugin_in_plan"])
-        self._engine = self._runtime.deserialize_cuda_engine(self.plan.path.read_bytes())
+        with mapped(self.plan.path) as content:
+            self._engine = self._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
             raise self._refused("TensorRT refuses the engine")
         if self.stream_weights:
@@ -166,13 +173,13 @@ class PlanSession:
                 raise UserError(str(e)) from e
 
     def _stream_weights(self) -> None:
-        """Budget 0: no weight stays on the device longer than it is needed there."""
-        if not self.plan.metadata["weight_streaming"] or not self._engine.streamable_weights_size:
+        """Weights beyond the budget stay on the device no longer than they are needed there."""
+        if not self.can_stream:
             raise UserError(
                 f"{self.plan.path.name} was not built for streaming its weights: build the engines again with "
                 "--weight-streaming, or choose --memory pipelined."
             )
-        self._engine.weight_streaming_budget_v2 = 0
+        self._engine.weight_streaming_budget_v2 = min(self.kept_weights, self._engine.streamable_weights_size)
 
     def _refused(self, what: str) -> Exception:
         """The error for a None of TensorRT's, in the words of its log."""

@@ -27,7 +27,7 @@ from typing import Any
 
 from artifact.errors import UserError
 from engines.trt import graph
-from engines.trt.job import Job, Say
+from engines.trt.job import Job, Made, Say
 from engines.trt.profiles import Profile
 from engines.trt.versions import OLDEST_API, Version
 
@@ -143,8 +143,8 @@ def shape_flags(profile: Profile) -> list[str]:
     ]
 
 
-def build(job: Job, output: Path, say: Say, tool: Path | None = None) -> str:
-    """Write the engine of `job` to `output`; its layer information, as trtexec's JSON.
+def build(job: Job, output: Path, say: Say, tool: Path | None = None) -> Made:
+    """Write the engine of `job` to `output`; what trtexec says of it.
 
     Raises UserError with trtexec's own error where it fails. trtexec ends with this process, however that ends.
     """
@@ -172,7 +172,8 @@ def build(job: Job, output: Path, say: Say, tool: Path | None = None) -> str:
             )
         if cache.is_file():
             job.cache.write(cache.read_bytes(), say)
-        return layers.read_text(encoding="utf-8")
+        said = re.findall(r"Total Activation Memory: (\d+) bytes", log)
+        return Made(layers.read_text(encoding="utf-8"), int(said[-1]) if said else None)
     except FileNotFoundError:
         raise UserError(f"{tool} {job.version} wrote no layer information for {job.component}: build again.") from None
     finally:
@@ -200,13 +201,16 @@ def run(command: Sequence[str], timeout: float | None = None) -> tuple[int, str]
 
 def benchmark_arguments(
     version: Version, plan: Path, plugin: Path | None, shapes: Mapping[str, Sequence[int]], out: Files,
-    seconds: int, weight_budget: str | None = None,
+    seconds: int, weight_budget: str | None = None, carries_code: bool = False,
 ) -> list[str]:  # fmt: skip
     """What follows trtexec in the command that times an engine for `seconds` at `shapes`, transfers left out.
 
     `out` names the files: `plan` for the times, `model` for the profile, `layers` for the layer information.
+    `carries_code`: the plugin's library is in the engine, which trtexec runs only where it is told so.
     """
     words = [f"--loadEngine={plan}"]
+    if carries_code:
+        words.append("--versionCompatible")
     if shapes:
         words.append("--shapes=" + ",".join(f"{name}:{_times(shape)}" for name, shape in shapes.items()))
     if plugin:

@@ -13,6 +13,8 @@ from artifact.errors import UserError
 
 #: The first version whose Python API and plugin interface (IPluginV3) we build with; earlier ones: trtexec 8.6 only.
 OLDEST_API = (10, 3)
+#: Its documentation says that an engine built to be refitted can lose a product's bias, which no refit reaches then.
+NO_REFIT = (11, 3)
 
 
 @dataclass(frozen=True, order=True)

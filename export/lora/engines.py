@@ -19,7 +19,7 @@ def advice(artifact: Artifact) -> list[str]:
         except (UserError, KeyError):  # damaged, or of a preset that this artifact has not
             again.append(path.name)
             continue
-        if built["onnx_sha256"] == plan.graph_sha256(graph):
+        if built["onnx_sha256"] == plan.graph_sha256(artifact, graph):
             continue
         same = built.get("structure_sha256") == structure_sha256(artifact, graph)
         (refit if same and built["refittable"] else again).append(path.name)

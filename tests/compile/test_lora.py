@@ -357,7 +357,7 @@ def test_the_command_says_which_engines_to_refit_and_which_to_build_again(artifa
         graph = opened.tensorrt(component, preset)
         plan.write(path, {
             "component": component, "preset": preset, "sm": "87", "tensorrt": "10.3.0", "plugin_sha256": None,
-            "plugin_in_plan": False, "onnx_sha256": plan.graph_sha256(graph), "source_sha256": "5" * 64,
+            "plugin_in_plan": False, "onnx_sha256": plan.graph_sha256(opened, graph), "source_sha256": "5" * 64,
             "profiles": [], "refittable": refittable, "structure_sha256": structure_sha256(opened, graph),
             "weight_streaming": False, "builder": "api",
         })  # fmt: skip

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import time
-import types
 from pathlib import Path
 from typing import Any
 
@@ -108,30 +107,44 @@ def test_on_a_jetson_it_is_what_device_or_system_lost_since(driver: Any, tmp_pat
     driver.lib.stand_in_forget()
 
 
+# Two GPUs. The first has 40 processes, more than are asked for at once; ours is on the second, and one of the first
+# whose memory is not known has our number, too.
+NVML = """
+#include <unistd.h>
+typedef struct { unsigned pid; unsigned long long used; unsigned gpu, part; } Process;
+int nvmlInit_v2(void) { return 0; }
+int nvmlDeviceGetCount_v2(unsigned* count) { *count = 2; return 0; }
+int nvmlDeviceGetHandleByIndex_v2(unsigned i, void** device) { *device = (void*)(long)(i + 1); return 0; }
+int nvmlDeviceGetComputeRunningProcesses_v3(void* device, unsigned* count, Process* listed) {
+    unsigned there = device == (void*)1 ? 40 : 2;
+    if (*count < there) { *count = there; return 7; }
+    *count = there;
+    for (unsigned i = 0; i < there; ++i) listed[i] = (Process){1, 7 << 20, 0, 0};
+    if (there == 40) listed[39] = (Process){getpid(), ~0ull, 0, 0};
+    else listed[1] = (Process){getpid(), 5 << 20, 0, 0};
+    return 0;
+}
+"""
+
+
 def test_nvml_knows_this_process_or_the_device_is_asked(
     driver: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import os
-
-    nvml = types.ModuleType("pynvml")
-    running = [types.SimpleNamespace(pid=1, usedGpuMemory=7 * MB),
-               types.SimpleNamespace(pid=os.getpid(), usedGpuMemory=5 * MB)]  # fmt: skip
-    functions = {"nvmlInit": lambda: None, "nvmlDeviceGetHandleByIndex": lambda i: i,
-                 "nvmlDeviceGetComputeRunningProcesses": lambda handle: running}  # fmt: skip
-    for name, function in functions.items():
-        setattr(nvml, name, function)
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    found = probe("tensorrt", tmp_path)
-    assert (found.name, found.now()) == ("nvml process memory", 5 * MB)
-    running.pop()  # as in a container, where the process has another number
-    found = probe("tensorrt", tmp_path)
+    nvml = str(tmp_path / "libnvml.so")
+    command = ["gcc", "-shared", "-fPIC", "-x", "c", "-", "-o", nvml]
+    subprocess.run(command, input=NVML, text=True, check=True)
+    found = probe("tensorrt", tmp_path, nvml)
+    assert (found.name, found.now()) == ("nvml process memory", 5 << 20)
+    monkeypatch.setattr("os.getpid", lambda: 2)  # as in a container, where the process has another number
+    found = probe("tensorrt", tmp_path, nvml)
     assert (found.name, found.now()) == ("cudaMemGetInfo", 0)
+    found = probe("tensorrt", tmp_path, str(tmp_path / "none.so"))
+    assert found.name == "cudaMemGetInfo"
     driver.lib.stand_in_forget()
 
 
 def test_without_a_gpu_device_memory_cannot_be_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SVDQ_LIBCUDA", "/nowhere/libcuda.so.1")
-    monkeypatch.setitem(sys.modules, "pynvml", None)
     with pytest.raises(UserError, match="There is no NVIDIA driver here"):
         probe("tensorrt", tmp_path)
 

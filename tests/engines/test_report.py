@@ -232,6 +232,33 @@ def test_the_page_is_rendered_again_from_the_json(measured: Measured, tmp_path: 
     assert (root / "report.html").read_bytes() == first
 
 
+def test_what_trtexec_timed_is_on_the_page(measured: Measured, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(measured[0], tmp_path / "a"))
+    times = {"p50": 1.25, "p90": 1.5, "p99": 2.0, "mean": 1.3}
+    layers = [{"name": f"layer <{i}>", "average_ms": 12.0 - i, "median_ms": None, "percent": 8.5} for i in range(12)]
+    engine = {
+        "compute_ms": times, "latency_ms": times, "runs": 77, "throughput_qps": 700.0, "bytes": 9_200_000,
+        "peak_memory": {"bytes": 314_000_000, "of": "NVML"}, "layers": 40, "plugin_layers": 31, "profile": layers,
+        "warnings": ["GPU compute time is unstable"],
+    }  # fmt: skip
+    found = {"machine": {"cpu": "Some CPU", "date": "2026-11-29"}, "trtexec": "10.3.0", "preset": "int4-rtn",
+             "seconds": 3, "engines": {"transformer": engine}}  # fmt: skip
+    path = root / "report" / "benchmark.json"
+    path.write_text(json.dumps(found), encoding="utf-8")
+    assert "TensorRT engines" not in (root / "report.html").read_text(encoding="utf-8")
+    result = CliRunner().invoke(app, [str(root)])
+    assert result.exit_code == 0, result.output
+    page = Page()
+    page.feed((root / "report.html").read_text(encoding="utf-8"))
+    for words in ("int4-rtn on Some CPU, TensorRT 10.3.0", "1.250", "314 MB", "9.2 MB", "31 of 40", "layer <0>",
+                  "transformer: GPU compute time is unstable"):  # fmt: skip
+        assert words in page.text
+    assert "layer <10>" not in page.text and page.open == []
+    path.write_text("{}", encoding="utf-8")
+    result = CliRunner().invoke(app, [str(root)])
+    assert result.exit_code == 2 and "is not what engines.benchmark writes" in result.stderr
+
+
 def test_a_report_that_cannot_be_read_is_refused(measured: Measured, tmp_path: Path) -> None:
     root = Path(shutil.copytree(measured[0], tmp_path / "a"))
     results = json.loads((root / "report.json").read_text(encoding="utf-8"))

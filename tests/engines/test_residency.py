@@ -152,7 +152,7 @@ def test_streaming_without_weight_streaming_keeps_one_graph_at_a_time() -> None:
 
 def test_streaming_with_weight_streaming_is_pipelined_and_tells_the_runners() -> None:
     class Streams(Fake):
-        stream_weights = False
+        stream_weights, kept_weights, can_stream = False, 0, True
 
         def open(self) -> Fake:
             assert self.stream_weights
@@ -168,6 +168,24 @@ def test_streaming_with_weight_streaming_is_pipelined_and_tells_the_runners() ->
     world.image()
     assert world.opened_by["decoder"] is not threading.main_thread()
     world.residency.close()
+
+
+def test_engines_that_were_not_built_for_streaming_are_one_at_a_time() -> None:
+    class Fixed(Fake):
+        stream_weights, kept_weights, can_stream = False, 0, False
+
+    class Mixed(World):
+        def runner(self, name: str) -> Any:
+            made = Fixed(name, self)
+            made.can_stream = name != "denoiser"  # those that can make no room for the one that cannot
+            return made
+
+    world = Mixed("streaming")
+    world.residency.load()
+    assert world.open == set()
+    world.image(encoder=True)
+    assert world.most == 1 and not world.residency.runners["denoiser"].stream_weights
+    assert world.residency.runners["t5"].stream_weights
 
 
 def test_a_failing_background_load_is_raised_in_the_caller() -> None:

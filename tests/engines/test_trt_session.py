@@ -25,6 +25,7 @@ from artifact.errors import UserError
 from artifact.files import sha256
 from artifact.manifest import NAME, Artifact
 from engines.faults import NotFinite, OutOfMemory
+from engines.modes import CONTEXT_BYTES, estimated_bytes
 from engines.trt import plan as plans
 from engines.trt.plan import Plan
 from engines.trt.session import PlanSession
@@ -208,7 +209,11 @@ def test_weights_are_streamed_where_the_engine_was_built_for_it(trt: Any, tmp_pa
     streamed.open().close()
     streamed.stream_weights = True
     streamed.open().close()
-    assert trt.budgets == [1000, 0]
+    streamed.kept_weights = 300
+    streamed.open().close()
+    streamed.kept_weights = 5000  # more than there are
+    streamed.open().close()
+    assert trt.budgets == [1000, 0, 300, 1000]
     other = session(tmp_path)
     other.stream_weights = True
     with pytest.raises(UserError, match="was not built for streaming its weights"):
@@ -249,7 +254,9 @@ def engine(artifact: Artifact, name: str, **changed: Any) -> Plan:
     path = artifact.root / "engines" / plans.name(name, "fp16", 87, Version(10, 3))
     path.write_text(json.dumps({"onnx": str(model), "profile": profile, "streamable": 5}), encoding="utf-8")
     ranges = {n: {"min": low, "opt": high, "max": high} for n, (low, high) in profile.items()}
-    about = metadata(component=name, preset="fp16", profiles=[ranges], onnx_sha256=sha256(model), **changed)
+    about = metadata(
+        component=name, preset="fp16", profiles=[ranges], onnx_sha256=plans.graph_sha256(artifact, model), **changed
+    )
     return plans.write(path, about)
 
 
@@ -299,6 +306,31 @@ def test_streaming_streams_the_weights_of_engines(deployed: Path, trt: Any) -> N
     with engines.load(deployed, backend="tensorrt", memory="streaming") as pipe:
         pipe(PROMPTS[0])
     assert set(trt.budgets) == {0}
+
+
+def test_a_budget_for_memory_says_how_many_weights_stay_on_the_device(deployed: Path, trt: Any) -> None:
+    artifact = Artifact.open(deployed, verify=False)
+    made = {n: engine(artifact, n, weight_streaming=True, activation_bytes=10) for n in artifact.manifest["components"]}
+    size = {n: p.metadata["bytes"] for n, p in made.items()}
+    least = estimated_bytes(artifact, "fp16", "tensorrt", "streaming")
+    assert least == CONTEXT_BYTES + 10 + 2 * 10  # what the denoiser and the two text encoders need to run
+    pipelined = estimated_bytes(artifact, "fp16", "tensorrt", "pipelined")
+    assert pipelined == CONTEXT_BYTES + size["transformer"] + 10 + size["text_encoder"] + size["text_encoder_2"] + 20
+    with engines.load(deployed, backend="tensorrt", max_memory=least + 3) as pipe:
+        assert pipe.mode == "streaming"
+        pipe(PROMPTS[0])
+    assert sorted(set(trt.budgets)) == [0, 3]  # the denoiser's, and everybody else's
+    with pytest.raises(UserError, match="in streaming mode, more than --max-memory"):
+        engines.load(deployed, backend="tensorrt", max_memory=least - 1)
+
+
+def test_engines_without_weight_streaming_still_have_the_smallest_mode(deployed: Path, trt: Any) -> None:
+    artifact = Artifact.open(deployed, verify=False)
+    plan_bytes = [plans.find(artifact, n, "fp16").metadata["bytes"] for n in artifact.manifest["components"]]
+    assert estimated_bytes(artifact, "fp16", "tensorrt", "streaming") == CONTEXT_BYTES + max(plan_bytes)
+    with engines.load(deployed, backend="tensorrt", memory="streaming") as pipe:
+        assert pipe(PROMPTS[0]).size
+    assert set(trt.budgets) == {5}  # nothing was streamed
 
 
 def test_out_of_device_memory_while_loading_takes_the_next_mode(

@@ -38,6 +38,7 @@ from engines.cost.probes import (
     classify,
     streamed,
 )
+from engines.cost.structure import Structure
 from tests.engines.cost.invented import always
 
 
@@ -136,6 +137,10 @@ def test_they_are_kept_for_this_machine_and_no_other(tmp_path: Path, monkeypatch
     assert Ceilings.cached(1).seconds == {}
     known = made(**{NEG: 1.0})
     known.save()
+    assert Ceilings.cached(1).structure is None
+    known.structure = Structure(1e6, 10.5, 5.0, 100.0)
+    known.save()
+    assert Ceilings.cached(1).structure == known.structure
     assert Ceilings.cached(1).seconds == known.seconds and Ceilings.cached(2).seconds == {}
     assert path(1) != path(2)
     assert Ceilings.cached(1).missing([NEG, PRODUCT]) == [PRODUCT]

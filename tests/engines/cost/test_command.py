@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import jsonschema
@@ -10,11 +12,16 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from artifact.manifest import Artifact
+from engines import machine
 from engines.cost import ceilings, host
+from engines.cost.ceilings import Ceilings
 from engines.cost.probes import STEPS
+from engines.cost.structure import Structure
+from engines.evaluate import FORMAT as REPORT
 from engines.predict import app
 from tests.engines.cost.invented import always
 
+STRUCTURE = Structure(session=1e6, half=10.0, other=5.0, kind=100.0)
 BAND = {
     "type": ["object", "null"],
     "required": ["low", "expected", "high"],
@@ -27,14 +34,25 @@ SCHEMA = {
     "additionalProperties": False,
     "required": [
         "format", "target", "preset", "height", "width", "steps", "batch", "components", "host_ms", "image_ms",
-        "resident_bytes", "pipelined_bytes", "usable_bytes", "fits", "assumptions", "unverified",
+        "resident_bytes", "pipelined_bytes", "runtime_bytes", "usable_bytes", "fits", "assumptions", "unverified",
+        "measured",
     ],
     "properties": {
-        "format": {"const": 2},
+        "format": {"const": 3},
         "target": {"type": "string"},
         "preset": {"type": "string"},
         **dict.fromkeys(("height", "width", "steps", "batch"), COUNT),
-        **dict.fromkeys(("resident_bytes", "pipelined_bytes", "usable_bytes"), COUNT),
+        **dict.fromkeys(("resident_bytes", "pipelined_bytes", "runtime_bytes", "usable_bytes"), COUNT),
+        "measured": {
+            "type": ["object", "null"],
+            "required": ["components", "image_ms", "date"],
+            "additionalProperties": False,
+            "properties": {
+                "components": {"type": "object", "additionalProperties": {"type": "number"}},
+                "image_ms": {"type": "number"},
+                "date": {"type": "string"},
+            },
+        },
         "host_ms": BAND,
         "image_ms": BAND,
         "fits": {"enum": ["resident", "pipelined", "no"]},
@@ -48,7 +66,7 @@ SCHEMA = {
                 "additionalProperties": False,
                 "required": [
                     "name", "role", "calls", "call_ms", "operations", "moved_bytes", "nodes", "weight_bytes",
-                    "activation_bytes", "workspace_bytes", "uncounted",
+                    "activation_bytes", "workspace_bytes", "structure_bytes", "uncounted",
                 ],
                 "properties": {
                     "name": {"type": "string"},
@@ -56,7 +74,7 @@ SCHEMA = {
                     "call_ms": BAND,
                     "uncounted": {"type": "object", "additionalProperties": COUNT},
                     **{k: COUNT for k in ("calls", "operations", "moved_bytes", "nodes", "weight_bytes",
-                                          "activation_bytes", "workspace_bytes")},
+                                          "activation_bytes", "workspace_bytes", "structure_bytes")},
                 },
             },
         },
@@ -110,10 +128,16 @@ def test_a_directory_without_an_artifact_is_refused(tmp_path: Path) -> None:
     assert done.exit_code == 2 and "manifest.json" in done.output
 
 
+def draw(self: host.Host, known: Ceilings) -> None:
+    """What the host's work takes, without any."""
+    known.seconds[self.key] = dict.fromkeys(((n,) for n in STEPS), 1e-3)
+
+
 def test_this_machine_is_measured_once_and_again_on_request(
     tiny_unet: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[set[str]] = []
+    structures: list[int] = []
 
     def measure(self: ceilings.Ceilings, keys: list[str], rounds: int = 3, progress: object = None) -> None:
         asked.append(set(keys))
@@ -121,19 +145,63 @@ def test_this_machine_is_measured_once_and_again_on_request(
             self.seconds[key] = dict.fromkeys(ceilings.grid(key), 2e-6)
         always(self)
 
-    def draw(self: host.Host, known: ceilings.Ceilings) -> None:
-        asked.append({self.key})
-        known.seconds[self.key] = dict.fromkeys(((n,) for n in STEPS), 1e-3)
-
     monkeypatch.setattr(ceilings.Ceilings, "measure", measure)
-    monkeypatch.setattr(host.Host, "measure", draw)
+    monkeypatch.setattr("engines.cost.structure.measure", lambda: (structures.append(1), STRUCTURE)[1])
+    monkeypatch.setattr(host.Host, "measure", lambda self, known: (asked.append({self.key}), draw(self, known)))
     arguments = ("--target", "cpu", "--threads", "1", "--preset", "fp16", "--json")
     first, second = run(tiny_unet, *arguments), run(tiny_unet, *arguments)
     assert first.exit_code == 0, first.output
     assert first.stdout == second.stdout and len(asked) == 2  # nodes, then the work between the graphs
     jsonschema.validate(json.loads(first.stdout), SCHEMA)
-    assert json.loads(first.stdout)["image_ms"]["expected"] > 0
+    predicted = json.loads(first.stdout)
+    assert predicted["image_ms"]["expected"] > 0 and predicted["measured"] is None  # no report
+    assert predicted["runtime_bytes"] > STRUCTURE.session and len(structures) == 1
     run(tiny_unet, *arguments, "--measure")
-    assert len(asked) == 4 and asked[:2] == asked[2:]
+    assert len(asked) == 4 and asked[:2] == asked[2:] and len(structures) == 2
     run(tiny_unet, *arguments, "--height", "64")
     assert len(asked) == 5  # the host's work depends on the image
+
+
+def test_what_the_report_measured_here_stands_beside_the_prediction(
+    tiny_unet: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = Artifact(Path(shutil.copytree(tiny_unet.root, tmp_path / "measured")), tiny_unet.manifest)
+    monkeypatch.setattr(Ceilings, "cached", classmethod(lambda cls, threads: _Guess(threads)))
+    monkeypatch.setattr(host.Host, "measure", draw)
+    names = [n for n, c in artifact.manifest["components"].items() if c["role"] != "vae_encoder"]
+    latency = {"components": {n: {"median_ms": 2.0} for n in names}, "image": {"median_ms": 50.0}}
+    generation = artifact.manifest["generation"]
+    report = {
+        "format": REPORT, "machine": machine.describe(), "settings": {"threads": 1}, "generation": generation,
+        "presets": [{"name": "fp16", "latency": latency}],
+    }  # fmt: skip
+    arguments = ("--target", "cpu", "--threads", "1", "--preset", "fp16")
+
+    def asked(*more: str, **changed: object) -> str:
+        (artifact.root / "report.json").write_text(json.dumps(report | changed), encoding="utf-8")
+        done = run(artifact, *arguments, *more)
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    found = json.loads(asked("--json"))
+    jsonschema.validate(found, SCHEMA)
+    assert found["measured"]["components"] == dict.fromkeys(names, 2.0) and found["measured"]["image_ms"] == 50.0
+    off = found["image_ms"]["expected"] / 50 - 1
+    assert f"measured on {report['machine']['date'][:10]}: 50 ({off:+.0%}) ms an image" in asked()
+    elsewhere = report["machine"] | {"cpu": "another"}
+    for other in (asked("--json", machine=elsewhere), asked("--json", settings={"threads": None}),
+                  asked("--json", "--steps", "9"), asked("--json", presets=[])):  # fmt: skip
+        assert json.loads(other)["measured"] is None
+
+
+class _Guess(Ceilings):
+    """Ceilings that know everything."""
+
+    def __init__(self, threads: int | None) -> None:
+        super().__init__(threads)
+        always(self).structure = STRUCTURE
+
+    def missing(self, keys: Iterable[str]) -> list[str]:
+        for key in (k for k in keys if k not in self.seconds):
+            self.seconds[key] = dict.fromkeys(ceilings.grid(key), 2e-6)
+        return []

@@ -9,10 +9,12 @@ import pytest
 
 from artifact.errors import UserError
 from artifact.manifest import Artifact
-from engines.cost import cpu, host
+from engines.cost import cpu, host, structure
 from engines.cost.ceilings import Ceilings, grid
-from engines.cost.prediction import CONTEXT_BYTES, CPU_BAND, Form, Prediction, calls_per_image, fits, predict
+from engines.cost.prediction import CPU_BAND, Form, Prediction, calls_per_image, fits, predict
 from engines.cost.probes import STEPS
+from engines.cost.structure import Structure
+from engines.modes import CONTEXT_BYTES
 from engines.shapes import input_shapes
 from engines.targets import TARGETS, find
 from tests.engines.cost.graphs import model, node
@@ -66,7 +68,7 @@ def test_memory_is_what_the_components_hold(tiny_flux: Artifact) -> None:
     p = predict(tiny_flux, NANO, "fp16")
     each = {c.name: c.weight_bytes + c.activation_bytes + c.workspace_bytes for c in p.components}
     assert p.resident_bytes == CONTEXT_BYTES + sum(each.values())
-    others = max(v for n, v in each.items() if n != "transformer")
+    others = max(each["text_encoder"] + each["text_encoder_2"], each["vae_decoder"])
     assert p.pipelined_bytes == CONTEXT_BYTES + each["transformer"] + others < p.resident_bytes
     assert p.usable_bytes == 6_000_000_000 and p.fits == "resident"
 
@@ -116,6 +118,15 @@ def test_this_cpu_is_predicted_from_its_ceilings_and_its_optimised_graph(tiny_un
     assert image(p) == pytest.approx(calls + p.host_ms.expected)
     assert p.image_ms is not None and p.image_ms.high == pytest.approx(p.image_ms.expected * (1 + CPU_BAND))
     assert image(p) > 1e-3 * sum(len(g.ops) for g in graphs)
+    assert p.runtime_bytes == 0 and not any(c.structure_bytes for c in p.components)
+    known.structure = Structure(session=1e6, half=10.0, other=5.0, kind=100.0)
+    more = predict(tiny_unet, row, "fp16", ceilings=known)
+    held = {n: structure.nodes(m, input_shapes(tiny_unet, n, m)) for n, m in models.items()}
+    kinds = frozenset().union(*(n.kinds for n in held.values()))
+    assert more.runtime_bytes == 1e6 + 100 * len(kinds)  # code of an operator is there once
+    each = {c.name: c.structure_bytes for c in more.components}
+    assert each == {n: 10 * h.halves + 5 * h.other for n, h in held.items()} and all(each.values())
+    assert more.resident_bytes == p.resident_bytes + more.runtime_bytes + sum(each.values())
 
 
 def test_ceilings_that_lack_a_kind_predict_nothing(tiny_unet: Artifact) -> None:
@@ -127,7 +138,7 @@ def test_an_operator_that_is_not_counted_is_listed() -> None:
     from engines.cost.graph import walk
 
     nodes = [node("Odd", ["x"], ["y"], "strange"), node("Neg", ["x"], ["z"])]
-    form = Form(walk(model(nodes, {"x": [4]}, ["y", "z"]), {"x": (4,)}), is_cpu=False)
+    form = Form(walk(model(nodes, {"x": [4]}, ["y", "z"]), {"x": (4,)}))
     assert form.uncounted == {"strange.Odd": 1} and form.operations == 4
 
 

@@ -77,10 +77,10 @@ def module(driver: Driver, version: str = "10.3.0") -> Any:
             assert isinstance(logger, ILogger)
             self.logger = logger
 
-        def deserialize_cuda_engine(self, plan: bytes) -> Any:
+        def deserialize_cuda_engine(self, plan: Any) -> Any:
             events.append("deserialize")
             try:
-                about = json.loads(plan)
+                about = json.loads(bytes(memoryview(plan)))
             except ValueError:
                 self.logger.log(ILogger.Severity.ERROR, "Serialization assertion magic tag failed.")
                 return None

@@ -76,9 +76,15 @@ def _classes(trt: Any, major: int) -> dict[str, type]:
         model = ""
 
     class Builder:
+        _alive = 0
+
         def __init__(self, logger: Any) -> None:
             assert isinstance(logger, ILogger)
             self._logger = logger
+            Builder._alive += 1
+
+        def __del__(self) -> None:
+            Builder._alive -= 1
 
         def create_network(self, flags: int = 0) -> Network:
             strong = 1 << trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
@@ -185,13 +191,16 @@ def _classes(trt: Any, major: int) -> dict[str, type]:
         def deserialize_cuda_engine(self, serialized_engine: Any) -> Any:
             if trt.made["plugins"] and not self.engine_host_code_allowed:
                 return None
+            assert not trt.Builder._alive, "the memory of a builder is not there for the engine"
             if trt.fault == "load":
                 return None
             engine = trt.ICudaEngine()
-            engine._model = bytes(serialized_engine).removeprefix(b"engine of ").decode()
+            engine._model = bytes(memoryview(serialized_engine)).removeprefix(b"engine of ").decode()
             return engine
 
     class ICudaEngine:
+        device_memory_size_v2 = 5000
+
         def serialize(self) -> bytes:
             return b"engine of " + self._model.encode()
 

@@ -49,6 +49,28 @@ def test_every_engine_s_figures_are_in_the_table_and_in_the_json(
     assert [r["name"] for r in row["profile"]][0] == "ff.net.0.proj"
 
 
+def test_the_figures_go_into_the_report_where_there_is_one(
+    artifact: Artifact, library: Path, with_tool: Put, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    with_tool("10.3.0")
+    built(artifact, library)
+    app([str(artifact.root), "--seconds", "1"], standalone_mode=False)
+    assert "it has no report to put them into" in capsys.readouterr().out
+    (artifact.root / "report.json").write_text("{}", encoding="utf-8")
+    monkeypatch.setattr("engines.report.read_report", lambda artifact: {})
+    monkeypatch.setattr("engines.report.write_page", lambda artifact, results: artifact.root / "report.html")
+    app([str(artifact.root), "--seconds", "1"], standalone_mode=False)
+    assert capsys.readouterr().out.endswith("report.html\n")
+
+    def lacks_jinja(artifact: Artifact, results: object) -> None:
+        raise ModuleNotFoundError("No module named 'jinja2'", name="jinja2")
+
+    monkeypatch.setattr("engines.report.write_page", lacks_jinja)
+    app([str(artifact.root), "--seconds", "1"], standalone_mode=False)
+    assert "jinja2 is not installed here: `python -m engines.report`" in capsys.readouterr().out
+
+
 def test_it_runs_what_the_engine_was_tuned_for_with_its_library(
     artifact: Artifact, library: Path, with_tool: Put, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,6 +86,18 @@ def test_it_runs_what_the_engine_was_tuned_for_with_its_library(
     seen.clear()
     benchmark(artifact, PRESET, tool, "vae_decoder", 1)
     assert not any("dynamicPlugins" in word for word in seen[0])
+
+
+def test_an_engine_that_carries_the_library_is_timed_with_leave_to_run_it(
+    artifact: Artifact, library: Path, with_tool: Put
+) -> None:
+    tool = with_tool("10.3.0")
+    built(artifact, library, plugin_in_plan=True)
+    assert set(benchmark(artifact, PRESET, tool, seconds=1)["engines"]) == {
+        "text_encoder",
+        "transformer",
+        "vae_decoder",
+    }
 
 
 def test_peak_memory_is_what_the_device_lost_meanwhile(

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from artifact import manifest
 from artifact.errors import UserError
 from artifact.manifest import Artifact
 from engines import targets
@@ -53,6 +54,7 @@ def check_records(artifact: Artifact, built: Built, version: str, builder: str) 
         assert found == made
         assert found.metadata["tensorrt"] == version and found.metadata["builder"] == builder
         assert (found.metadata["plugin_sha256"] is not None) == (found.metadata["component"] == "transformer")
+    assert {p.activation_bytes for p in built.plans} == {5000}
     shapes = built.plans[1].metadata["profiles"][0]
     assert shapes["x"] == {"min": [1, 16, 128], "opt": [1, 64, 128], "max": [1, 64, 128]}
 
@@ -115,13 +117,36 @@ def test_a_second_build_keeps_what_is_there_and_rebuilds_what_changed(
     assert changed == [False, True, False]
 
 
+@pytest.mark.parametrize("version", ["8.6.1", "10.3.0"])
+def test_weights_that_changed_under_the_same_graph_are_built_again(
+    artifact: Artifact, library: Path, with_tool: Put, version: str
+) -> None:
+    """Another calibration gives other numbers at the same places of the data file: the .onnx file stays as it is."""
+    with_tool(version)
+    first = build(artifact, library).plans[1]
+    graph = artifact.tensorrt("transformer", PRESET)
+    data = graph.with_name(f"{graph.name}.data")
+    before = graph.read_bytes()
+    data.write_bytes(bytes(b ^ 1 for b in data.read_bytes()))
+    name = str(data.relative_to(artifact.root.resolve()))
+    artifact.manifest["files"] |= manifest.record(artifact.root, [name])
+    with pytest.raises(UserError, match="was built from another transformer graph"):
+        plan.find(artifact, "transformer", PRESET)
+    said: list[str] = []
+    again = build(artifact, library, say=said.append).plans[1]
+    assert again.metadata["onnx_sha256"] != first.metadata["onnx_sha256"] and graph.read_bytes() == before
+    assert sum("is there already" in s for s in said) == 2
+    assert plan.find(artifact, "transformer", PRESET) == again
+
+
 def test_a_graph_that_two_presets_share_is_built_once(artifact: Artifact, library: Path, with_tool: Put) -> None:
     with_tool("10.3.0")
     build(artifact, library)
     said: list[str] = []
     build_engines(artifact, "fp16", ORIN, say=said.append)
     assert sum("taken over" in s for s in said) == 2
-    assert plan.find(artifact, "vae_decoder", "fp16").metadata["preset"] == "fp16"
+    taken = plan.find(artifact, "vae_decoder", "fp16")
+    assert taken.metadata["preset"] == "fp16" and taken.activation_bytes == 5000
 
 
 def test_weights_that_may_stream_or_be_refitted_are_flags_of_trtexec(

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from artifact.errors import UserError
+from artifact.files import sha256
 from artifact.manifest import Artifact
 from engines import targets
 from engines.trt import machine, plan, versions
@@ -50,6 +52,17 @@ def test_a_damaged_file_is_not_loaded(artifact: Artifact, built: Plan) -> None:
     refused(artifact, "has 0 bytes")
     built.path.unlink()
     refused(artifact, "is missing, only its record is there")
+
+
+def test_its_gigabytes_are_read_once_for_their_hash(
+    artifact: Artifact, built: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr(plan, "sha256", lambda path: (read.append(path), sha256(path))[1])
+    plan._sha256.cache_clear()
+    for _ in range(3):
+        plan.find(artifact, "transformer", PRESET)
+    assert read.count(built.path) == 1
 
 
 def test_without_its_record_it_is_not_loaded(artifact: Artifact, built: Plan) -> None:
@@ -98,8 +111,10 @@ def test_of_another_artifact_it_is_not_loaded(artifact: Artifact, built: Plan) -
     artifact.manifest["source"]["sha256"] = "6" * 64
     refused(artifact, "was built from another model than")
     artifact.manifest["source"]["sha256"] = "5" * 64
-    with open(artifact.tensorrt("transformer", PRESET), "ab") as f:
-        f.write(b" ")
+    graph = artifact.tensorrt("transformer", PRESET)
+    proto = onnx.load(str(graph), load_external_data=False)
+    proto.doc_string = "another"
+    onnx.save(proto, str(graph))
     refused(artifact, "was built from another transformer graph")
 
 

@@ -67,6 +67,9 @@ def compare(artifact: Artifact, component: str, reference: object, session: type
 def test_a_bundled_model_s_denoiser_is_built_run_and_validated(here: targets.Target, tmp_path: Path) -> None:
     from engines.session import Session
     from engines.trt.session import PlanSession
+    from engines.validate import Settings, validate
+    from engines.validation.budgets import limits
+    from engines.validation.comparison import choose_comparison
     from tests.compile.commands import SMALL, build
 
     code, _, stderr = build("--out", tmp_path / "dit", *SMALL)
@@ -75,3 +78,7 @@ def test_a_bundled_model_s_denoiser_is_built_run_and_validated(here: targets.Tar
     built = build_engines(artifact, PRESET, here)
     assert len(built.plans) == len(artifact.manifest["components"])
     compare(artifact, "transformer", Session(artifact.model("transformer", PRESET), "reference"), PlanSession)
+    settings = Settings(backend="tensorrt", images=3, seconds=30)
+    found = validate(artifact, PRESET, choose_comparison(artifact, PRESET), settings, limits=limits({"min_psnr": 25}))
+    assert (found["backend"], found["exit_code"]) == ("tensorrt", 0), found["budgets"]
+    assert found["memory"]["peak_bytes"] > 0 and set(found["disk"]["plans"]) == set(artifact.manifest["components"])

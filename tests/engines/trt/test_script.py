@@ -126,6 +126,19 @@ def test_weight_streaming_is_refused_for_tensorrt_8(
     assert run(script, command(tmp_path, "11.1.0")).returncode == 0
 
 
+def test_an_engine_to_be_refitted_is_refused_by_the_version_that_loses_biases(
+    artifact: Artifact, library: Path, bare: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = Options(refit=True)
+    built = build_engines(artifact, PRESET, ORIN, library=library, options=options, say=lambda s: None)
+    tool = tmp_path / "trtexec"
+    tool.write_text("#!/bin/sh\necho '[TensorRT v110300]'\n", encoding="utf-8")
+    tool.chmod(0o755)
+    done = run(built.script, tool)
+    assert done.returncode == 2 and "TensorRT 11.3.0 can lose a bias" in done.stderr
+    assert run(built.script, command(tmp_path, "11.1.0")).returncode == 0
+
+
 def test_its_commands_are_those_of_the_python_builder(
     artifact: Artifact, library: Path, script: Path, with_tool: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
