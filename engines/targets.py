@@ -33,8 +33,18 @@ class JetPack:
 
 
 JETPACK_SOURCE = "NVIDIA's JetPack release pages"
-JETPACK_6 = (JetPack("6.1", "12.6", "10.3"), JetPack("6.2", "12.6", "10.3"), JetPack("7.2", "13.2", "10.16"))
-JETPACK_7 = (JetPack("7.0", "13.0", "10.13"), JetPack("7.1", "13.0", "10.13"), JetPack("7.2", "13.2", "10.16"))
+JETPACK_6 = (
+    JetPack("6.1", "12.6", "10.3"),
+    JetPack("6.2", "12.6", "10.3"),
+    JetPack("7.2", "13.2", "10.16"),
+    JetPack("7.2.2", "13.2", "11.4"),
+)
+JETPACK_7 = (
+    JetPack("7.0", "13.0", "10.13"),
+    JetPack("7.1", "13.0", "10.13"),
+    JetPack("7.2", "13.2", "10.16"),
+    JetPack("7.2.2", "13.2", "11.4"),
+)
 
 TABLE_WIDTH = 120  # columns, where nobody looks
 #: The fields that are figures, as `python -m engines.targets` prints them, and each one's unit.
