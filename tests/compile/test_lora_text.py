@@ -32,9 +32,7 @@ FOUR_BIT = ("q", "k", "v", "o", "wi_0", "wi_1")
 PRESETS = ("svdq-int4", "int4-rtn")
 IDS = np.arange(2, 26, dtype=np.int64).reshape(2, 12)
 T5 = loras.random(
-    {n: s for n, s in loras.linears("shapes-dit", TEXT).items() if n.split(".")[-1] in (*FOUR_BIT, "wo")},
-    TEXT,
-    size=0.8,
+    {n: s for n, s in loras.linears("shapes-dit", TEXT).items() if n.split(".")[-1] in (*FOUR_BIT, "wo")}, TEXT
 )
 BOTH = T5 | loras.random({"transformer_blocks.0.attn.to_k": (192, 192), "x_embedder": (192, 64)}, DENOISER)
 
@@ -63,9 +61,14 @@ def text_graph(root: Path, preset: str = PRESETS[0], form: str = "models") -> ir
     return ir.load(opened.path(opened.manifest["components"][TEXT][form][preset]))
 
 
-def in_torch(adapters: list[tuple[loras.Matrices, float]]) -> np.ndarray:
-    """What transformers' T5 gives with the LoRAs merged, in float32."""
+def in_torch(adapters: list[tuple[loras.Matrices, float]], four_bit: Path | None = None) -> np.ndarray:
+    """What transformers' T5 gives with the LoRAs merged, in float32; its weights those of `four_bit`, if given."""
     pipe = load_pipeline(open_source("shapes-dit"))
+    for layer in svdq_nodes(text_graph(four_bit)) if four_bit else ():
+        held = constants(layer)
+        scales = np.repeat(held["wscale"].astype(np.float32), 64, axis=1)
+        weight = pipe.text_encoder_2.get_submodule(layer.name).weight
+        weight.data.copy_(torch.from_numpy(held["qweight"].astype(np.float32) * scales))
     loras.merge(pipe, adapters)
     with torch.no_grad():
         return pipe.text_encoder_2(torch.from_numpy(IDS))[0].numpy()
@@ -81,8 +84,10 @@ def test_its_text_is_torch_s_with_the_lora_merged_up_to_the_quantisation_there_w
 ) -> None:
     plain, merged = in_torch([]), in_torch([(BOTH, 0.5)])
     before = distance(in_onnx(built_text, PRESETS[0]), plain)
-    assert distance(merged, plain) > 3 * before > 1e-3  # so a LoRA that is left out would show
+    assert distance(merged, plain) > 1.5 * before > 1e-3
     assert distance(in_onnx(folded, PRESETS[0]), merged) <= 1.2 * before + 5e-3
+    # Activations are not quantised: from the 4-bit weights on, nothing is lost.
+    assert distance(in_onnx(folded, PRESETS[0]), in_torch([(BOTH, 0.5)], built_text)) < 5e-3
     assert distance(in_onnx(folded, "fp16"), merged) < 5e-3
 
 
@@ -97,7 +102,7 @@ def test_4_bit_layers_gain_columns_and_16_bit_ones_are_merged_in_both_forms(buil
             np.testing.assert_array_equal(new[field].astype(np.float32), old.astype(np.float32))
         a, b = T5[f"{TEXT}.{after.name}"]
         product = new["down"].astype(np.float64) @ new["up"].astype(np.float64)
-        np.testing.assert_allclose(product, 0.5 * loras.product(a, b).T, atol=4e-3)
+        np.testing.assert_allclose(product, 0.5 * loras.product(a, b).T, atol=1e-3)
         x = np.random.default_rng(0).standard_normal((3, a.shape[1])).astype(np.float16)
         np.testing.assert_array_equal(compute(x, constants(other), attributes(other))[0], oracle(after, x)[0])
     assert not packed and objection(lowered) is None
@@ -164,9 +169,8 @@ def test_several_loras_share_a_branch_and_one_preset_alone_can_have_them(artifac
     apply(artifact, paths, [1.0, -0.5], PRESETS[0])
     assert set(ranks(text_graph(artifact)).values()) == {32}
     assert set(ranks(text_graph(artifact, PRESETS[1])).values()) == {0}
-    wanted = in_torch([(T5, 1.0), (wide, -0.5)])
-    base = distance(in_onnx(artifact, PRESETS[1]), in_torch([]))
-    assert distance(in_onnx(artifact, PRESETS[0]), wanted) <= 1.2 * base + 5e-3
+    wanted = in_torch([(T5, 1.0), (wide, -0.5)], artifact)
+    assert distance(in_onnx(artifact, PRESETS[0]), wanted) < 5e-3
     assert distance(in_onnx(artifact, "fp16"), in_torch([])) < 5e-3
     assert node(artifact, "transformer_blocks.0.attn.to_qkv").attributes["rank"].as_int() == 32  # not T5's affair
 
