@@ -129,12 +129,13 @@ def test_engines_take_prompts_of_any_length(
 
 
 def test_it_is_built_from_its_pipeline_to_its_report(qwen: Source, store: Store, tmp_path: Path) -> None:
-    out, few = tmp_path / "out", ("--rank", "16", "--drop-fp16", *SMALL)
+    out, few = tmp_path / "out", ("--rank", "16", "--drop-fp16", "--text-encoder-bits", "4", *SMALL)
     code, _, stderr = build("--model", qwen.root, "--out", out, "--cache", store.root, *few)
     assert code == 0, stderr
     manifest = Artifact.open(out).manifest
     assert manifest["pipeline"] == "QwenImagePipeline"
     assert len(manifest["layers"]["svdq-int4"]["transformer"]) == 10 + 7  # nothing reads the last block's text
+    assert len(manifest["layers"]["svdq-int4"]["text_encoder"]) == 2 * 7
     assert all(set(part["tensorrt"]) == {"svdq-int4"} for part in manifest["components"].values())
     (four,) = json.loads((out / "report.json").read_text())["presets"]
     assert four["fidelity"]["psnr_db"]["min"] > 30 and four["layer_error"]["max"] < 0.2
