@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,13 @@ from accelerate import init_empty_weights
 from artifact.store import Store
 from engines.report.tables import bytes_text
 from export.components import Component, components
+from export.fake_module import fake_module
 from export.graph_cache import graph_key, load_prepared
 from export.options import Options
 from export.plan import Build
 from export.prompt_files import default_prompts, read_prompts
 from export.quantise import ask_for, find, identity, sample_keys, workers
+from export.safetensors_index import Weight
 from export.source import open_source
 from export.stages import Stages
 from passes.layers import Layer
@@ -108,11 +109,9 @@ def _planned(
 ) -> Planned:
     index = build.source.weights(part.module)
     before = sum(w.nbytes for w in index.values())
-    itemsize = 2 if part.dtype(build.options.dtype) == "float16" else 4
-    wide = part.row.float32  # islands in a 16-bit graph
-    whole = sum(
-        math.prod(w.shape) * (4 if any(fnmatchcase(n, glob) for glob in wide) else itemsize) for n, w in index.items()
-    )
+    dtype = part.dtype(build.options.dtype)
+    itemsize = 2 if dtype == "float16" else 4
+    whole = _whole(part, dtype, index)
     if not PRESETS[form].quantises:
         return Planned(part.name, form, kept, before, whole, 0, None, WRITE_S * whole)
     asked = ask_for(build, part, layers)[form]
@@ -125,6 +124,19 @@ def _planned(
             seconds += (SOLVE_S if recipe.rank else ROUND_S) * layer.n * layer.k / workers(build.options)
     solved = None if done is None else len(done)
     return Planned(part.name, form, kept, before, after, len(layers), solved, seconds + 2 * WRITE_S * after)
+
+
+def _whole(part: Component, dtype: str, index: Mapping[str, Weight]) -> int:
+    """Bytes of the weights of a graph in which none is 4-bit: of what the files hold, those that the module has."""
+    module, _ = fake_module(part, dtype)
+    words = {f"{name}.weight" for name, m in module.named_modules() if isinstance(m, torch.nn.Embedding)}
+    sizes = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        stored = next((index[n] for n in part.row.file_names(name) if n in index), None)
+        if stored is not None:
+            halved = name in words and stored.dtype in ("F16", "BF16")  # tables.py
+            sizes[stored.name] = parameter.numel() * (2 if halved else parameter.element_size())
+    return sum(sizes.values())
 
 
 def _bytes(layer: Layer, group: int, rank: int, itemsize: int) -> int:

@@ -17,9 +17,11 @@ from artifact.manifest import Artifact
 from artifact.store import Store
 from export.check import check_against_torch
 from export.components import Component, components
+from export.dry_run import dry_run
 from export.graph import write_graph
 from export.graph_cache import prepared
 from export.lora.apply import apply, remove
+from export.options import Options
 from export.source import Source, open_source
 from export.weights import find_weight
 from passes.layers import Layer
@@ -158,6 +160,18 @@ def test_a_build_has_both_forms_and_draws_from_them(sana_built: Path) -> None:
     with engines.load(sana_built) as pipe:
         image = np.asarray(pipe("a large red circle", seed=0))
     assert image.std() > 1
+
+
+def test_a_dry_run_knows_how_large_it_becomes(sana_built: Path, store: Store) -> None:
+    asked = Options(
+        model=str(sana_built.with_name("model")), out=sana_built, cache=store.root, rank=16, data_free=True,
+        references=0, text_encoder_bits="4",
+    )  # fmt: skip
+    row = next(r for r in dry_run(asked) if (r.component, r.form) == ("text_encoder", "w4a16"))
+    assert row.layers == row.solved == 14
+    held = ir.load(Artifact.open(sana_built).model("text_encoder", "svdq-int4")).graph.initializers.values()
+    size = sum(v.const_value.nbytes for v in held if v.name.startswith(("layers.", "embed", "norm")))
+    assert row.bytes_after == pytest.approx(size, rel=0.15)  # of layers this small, zeros for a bias are much
 
 
 def test_a_lora_of_a_float32_text_encoder_is_folded_in_both_forms(sana_built: Path, tmp_path: Path) -> None:
