@@ -32,7 +32,8 @@ Layout (`format` 1)::
                         "columns": [first, end) of them or null for all, "bytes": ..., "bytes_16bit": ...}}}}
     references  {"prompts": [...], "seeds": [...], "files": [...]}, or {} where none were drawn
     skipped     [sentence, ...]: steps that were not done, and why
-    lora        where LoRAs are folded in: {"state": ..., "presets": [...], "ranks": {preset: {layer: [before, after]}},
+    lora        where LoRAs are folded in: {"state": ..., "presets": [...],
+                        "ranks": {preset: {component: {layer: [before, after]}}},
                         "adapters": [{"name", "sha256", "strength", ...}], "base": what the entries above were before,
                         "files": [...]}; see export/lora/state.py
 """

@@ -1,6 +1,6 @@
-"""Trains a LoRA that teaches shapes-dit a colour by a word it does not know: `bench/train_lora.py teal.safetensors`.
+"""Trains a LoRA that teaches a bundled model a colour by an unknown word: `bench/train_lora.py teal.safetensors`.
 
-The word's letters reach the frozen text encoders, which have no token for it; the transformer learns what they mean.
+The word's letters reach the frozen text encoders, which have no token for it; the denoiser learns what they mean.
 The colour is one that the autoencoder has seen, for it can draw no other: teal is cyan by default.
 Written in diffusers' format. With --score OUT nothing is trained: the artifact's pictures are judged as it is.
 """
@@ -11,6 +11,7 @@ import argparse
 import random
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,48 +59,79 @@ def scenes(rng: random.Random, count: int, word: str) -> list[data.Scene]:
 
 
 def train(pipe: Any, word: str, steps: int, rank: int, seed: int, pictures: int = 768) -> dict[str, torch.Tensor]:
-    """The LoRA of the pipeline's transformer, by diffusers' names; the pipeline itself is changed to have it."""
+    """The LoRA of the pipeline's denoiser, by diffusers' names; the pipeline itself is changed to have it."""
     torch.manual_seed(seed)
-    transformer = pipe.transformer.requires_grad_(False)
-    layers = {n: m for n, m in transformer.named_modules() if isinstance(m, nn.Linear) and n.endswith(LINEARS)}
+    module = "transformer" if hasattr(pipe, "transformer") else "unet"
+    denoiser = getattr(pipe, module).requires_grad_(False)
+    layers = {n: m for n, m in denoiser.named_modules() if isinstance(m, nn.Linear) and n.endswith(LINEARS)}
     lora = {name: LowRank(layer.weight, rank) for name, layer in layers.items()}
     for name, layer in layers.items():
         parametrize.register_parametrization(layer, "weight", lora[name])
-    latents, pooled, tokens = _encoded(pipe, scenes(random.Random(seed), pictures, word), random.Random(seed))
-    ids = pipe._prepare_latent_image_ids(1, 8, 8, "cpu", torch.float32)
+    losses = _flow if module == "transformer" else _velocity
+    loss_of = losses(pipe, scenes(random.Random(seed), pictures, word), random.Random(seed))
     optimiser = torch.optim.AdamW([p for m in lora.values() for p in m.parameters()], lr=1e-2, weight_decay=0.0)
     for step in range(steps):
         optimiser.param_groups[0]["lr"] = 1e-2 * min(1, (step + 1) / 20) * (1 - step / steps)
-        chosen = torch.randint(len(latents), (16,))
-        clean = latents[chosen]
-        noise = torch.randn_like(clean)
-        sigma = torch.sigmoid(torch.randn(len(chosen)) + 1.1)  # as the model itself was trained
         with sdpa_kernel(SDPBackend.MATH):
-            flow = transformer(
-                hidden_states=torch.lerp(clean, noise, sigma[:, None, None]), timestep=sigma,
-                pooled_projections=pooled[chosen], encoder_hidden_states=tokens[chosen],
-                txt_ids=torch.zeros(tokens.shape[1], 3), img_ids=ids, return_dict=False,
-            )[0]  # fmt: skip
-        loss = F.mse_loss(flow, noise - clean)
+            loss = loss_of(torch.randint(pictures, (16,)))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         if step % 50 == 49:
             print(f"step {step + 1}  loss {loss.item():.4f}", flush=True)
-    trained = {f"transformer.{n}.lora_A.weight": m.down.detach() for n, m in lora.items()}
-    return trained | {f"transformer.{n}.lora_B.weight": m.up.detach() for n, m in lora.items()}
+    trained = {f"{module}.{n}.lora_A.weight": m.down.detach() for n, m in lora.items()}
+    return trained | {f"{module}.{n}.lora_B.weight": m.up.detach() for n, m in lora.items()}
+
+
+Loss = Callable[[torch.Tensor], torch.Tensor]  # of the scenes of these numbers, with noise of its own
+
+
+def _flow(pipe: Any, drawn: list[data.Scene], rng: random.Random) -> Loss:
+    """shapes-dit's own loss: the flow from the scene to noise."""
+    latents = _latents(pipe, drawn, rng)
+    latents = pipe._pack_latents(latents, *latents.shape)
+    captions = [s.caption for s in drawn]
+    with torch.no_grad():
+        pooled = pipe.text_encoder(vocabulary.token_ids(pipe.tokenizer, captions)).pooler_output
+        tokens = pipe.text_encoder_2(vocabulary.token_ids(pipe.tokenizer_2, captions))[0]
+    ids = pipe._prepare_latent_image_ids(1, 8, 8, "cpu", torch.float32)
+
+    def loss(chosen: torch.Tensor) -> torch.Tensor:
+        clean = latents[chosen]
+        noise = torch.randn_like(clean)
+        sigma = torch.sigmoid(torch.randn(len(chosen)) + 1.1)  # as the model itself was trained
+        flow = pipe.transformer(
+            hidden_states=torch.lerp(clean, noise, sigma[:, None, None]), timestep=sigma,
+            pooled_projections=pooled[chosen], encoder_hidden_states=tokens[chosen],
+            txt_ids=torch.zeros(tokens.shape[1], 3), img_ids=ids, return_dict=False,
+        )[0]  # fmt: skip
+        return F.mse_loss(flow, noise - clean)
+
+    return loss
+
+
+def _velocity(pipe: Any, drawn: list[data.Scene], rng: random.Random) -> Loss:
+    """shapes-unet's own loss: the velocity at a step, drawn towards high noise."""
+    latents = _latents(pipe, drawn, rng)
+    with torch.no_grad():
+        tokens = pipe.text_encoder(vocabulary.token_ids(pipe.tokenizer, [s.caption for s in drawn]))[0]
+
+    def loss(chosen: torch.Tensor) -> torch.Tensor:
+        clean = latents[chosen]
+        noise = torch.randn_like(clean)
+        time = (torch.rand(len(chosen)).sqrt() * pipe.scheduler.config.num_train_timesteps).long()
+        velocity = pipe.unet(pipe.scheduler.add_noise(clean, noise, time), time, tokens[chosen]).sample
+        return F.mse_loss(velocity, pipe.scheduler.get_velocity(clean, noise, time))
+
+    return loss
 
 
 @torch.no_grad()
-def _encoded(pipe: Any, drawn: list[data.Scene], rng: random.Random) -> tuple[torch.Tensor, ...]:
-    """Packed latents [N, 64, C], pooled CLIP [N, K] and T5's tokens [N, L, K] of the scenes."""
+def _latents(pipe: Any, drawn: list[data.Scene], rng: random.Random) -> torch.Tensor:
+    """The scenes' latents [N, C, h, w] as the denoiser sees them."""
     pictures = to_tensor(np.stack([data.draw(s, rng) for s in drawn]))
-    vae = pipe.vae
-    latents = (vae.encode(pictures).latent_dist.mean - vae.config.shift_factor) * vae.config.scaling_factor
-    captions = [s.caption for s in drawn]
-    clip, t5 = (vocabulary.token_ids(t, captions) for t in (pipe.tokenizer, pipe.tokenizer_2))
-    packed = pipe._pack_latents(latents, *latents.shape)
-    return packed, pipe.text_encoder(clip).pooler_output, pipe.text_encoder_2(t5)[0]
+    config = pipe.vae.config
+    return (pipe.vae.encode(pictures).latent_dist.mean - (config.shift_factor or 0)) * config.scaling_factor
 
 
 def judged(draw: Any, word: str, count: int) -> str:
@@ -117,9 +149,8 @@ def judged(draw: Any, word: str, count: int) -> str:
     return ", ".join(found)
 
 
-def in_torch(pipe: Any) -> Any:
+def in_torch(pipe: Any, settings: dict[str, Any]) -> Any:
     """Draws one picture of a caption, from noise that the seed gives."""
-    settings = open_source("shapes-dit").generation
 
     def draw(caption: str, seed: int) -> Any:
         return pipe(caption, generator=torch.Generator().manual_seed(seed), **settings).images[0]
@@ -139,11 +170,10 @@ def score(out: Path, word: str, count: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path, help="the LoRA's file; with --score, an artifact of shapes-dit")
+    parser.add_argument("out", type=Path, help="the LoRA's file; with --score, an artifact of a bundled model")
+    parser.add_argument("--model", default="shapes-dit", choices=("shapes-dit", "shapes-unet"))
     parser.add_argument("--score", action="store_true", help="judge the pictures of an artifact, train nothing")
-    parser.add_argument(
-        "--word", default="teal", help="a word that shapes-dit does not know, short: letters are tokens"
-    )
+    parser.add_argument("--word", default="teal", help="a word that the model does not know, short: letters are tokens")
     parser.add_argument(
         "--rgb", default="50,205,220", help="what it is to mean, 8 bits each; one that the autoencoder has seen"
     )
@@ -157,12 +187,14 @@ def main() -> None:
     if args.score:
         score(args.out, args.word, args.pictures)
         return
-    pipe = load_pipeline(open_source("shapes-dit"))
-    print("without ", judged(in_torch(pipe), args.word, args.pictures))
+    source = open_source(args.model)
+    pipe = load_pipeline(source)
+    draw = in_torch(pipe, source.generation)
+    print("without ", judged(draw, args.word, args.pictures))
     start = time.process_time()
     save_file(train(pipe, args.word, args.steps, args.rank, args.seed), args.out)
     print(f"{args.out}: {args.out.stat().st_size / 1e3:.0f} kB, {time.process_time() - start:.0f} CPU seconds")
-    print("with    ", judged(in_torch(pipe), args.word, args.pictures))
+    print("with    ", judged(draw, args.word, args.pictures))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from export.estimate import (
     solving_seconds,
 )
 from export.examples import Examples
+from export.fake_module import fake_module
 from export.graph_cache import graph_key, load_prepared
 from export.options import BASELINE, Options
 from export.plan import Build, planned
@@ -166,11 +166,9 @@ def _planned(
     """One row; appends the layers that would be solved for it to `solving`."""
     index = build.source.weights(part.module)
     before = sum(w.nbytes for w in index.values())
-    itemsize = 2 if part.dtype(build.options.dtype) == "float16" else 4
-    wide = part.row.float32  # islands in a 16-bit graph
-    whole = sum(
-        math.prod(w.shape) * (4 if any(fnmatchcase(n, glob) for glob in wide) else itemsize) for n, w in index.items()
-    )
+    dtype = part.dtype(build.options.dtype)
+    itemsize = 2 if dtype == "float16" else 4
+    whole = _whole(part, dtype, index)
     if not PRESETS[form].quantises:
         return Planned(part.name, form, kept, before, whole, 0, None, WRITE_S * whole)
     asked = ask_for(build, part, layers)[form]
@@ -182,6 +180,19 @@ def _planned(
     solving += [(layer, asked[layer.name], rows) for layer in new]
     seconds = solving_seconds(new, asked, workers(build.options)) + 2 * WRITE_S * after
     return Planned(part.name, form, kept, before, after, len(layers), len(done) if kept else None, seconds)
+
+
+def _whole(part: Component, dtype: str, index: Mapping[str, Weight]) -> int:
+    """Bytes of the weights of a graph in which none is 4-bit: of what the files hold, those that the module has."""
+    module, _ = fake_module(part, dtype)
+    words = {f"{name}.weight" for name, m in module.named_modules() if isinstance(m, torch.nn.Embedding)}
+    sizes = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        stored = next((index[n] for n in part.row.file_names(name) if n in index), None)
+        if stored is not None:
+            halved = name in words and stored.dtype in ("F16", "BF16")  # tables.py
+            sizes[stored.name] = parameter.numel() * (2 if halved else parameter.element_size())
+    return sum(sizes.values())
 
 
 def show(build: Build, found: Plan, console: Any = None) -> None:

@@ -15,6 +15,7 @@ from export.components import Component
 from export.examples import Examples
 from export.options import Options
 from export.plan import Build
+from export.weights import find_weight
 from passes.layers import Layer, find_layers, quantised
 from passes.presets import PRESETS, layered
 from passes.solve import StoredLayers, recipes, solve
@@ -132,7 +133,9 @@ def _solve(
             build.stages.detail(text)
 
         tick(0, len(layers), title)
-        tensors = build.source.weights(part.module)
+        index = build.source.weights(part.module)
+        names = {name for layer in layers for name in (*layer.weights, *layer.biases) if name is not None}
+        tensors = {name: find_weight(part, index, name) for name in names}
         options = build.options
         return solve(
             layers, asked, tensors, samples, build.store, workers(options), line, options.rows, options.memory_limit,

@@ -88,10 +88,10 @@ def rewrite(
                 tick(i, len(build.components), f"{part.name} {form}")
                 layers = solved.get(part.name, {}).get(form, {})
                 portable[form] = _portable(build, part, graphs[part.name], form, layers)
-                if layers and not _half(build, part):
+                if layers and build.options.dtype != "float16":
                     unfit.append(f"{part.name} {form}")
                 elif part.name not in refused:
-                    tensorrt[form] = _lowered(build, portable[form], form, len(layers)) if layers else portable[form]
+                    tensorrt[form] = _lowered(build, part, portable[form], len(layers)) if layers else portable[form]
             wanted = {preset: build.form(part, preset) for preset in build.presets}
             written.portable[part.name] = {p: portable[f] for p, f in wanted.items()}
             if tensorrt:
@@ -104,19 +104,19 @@ def rewrite(
     return written
 
 
-def _half(build: Build, part: Component) -> bool:
-    """Whether the component's graph has a type that the plugin computes in."""
-    return part.dtype(build.options.dtype) == "float16"
-
-
 def _portable(build: Build, part: Component, graph: ir.Model, form: str, layers: Solved) -> list[Path]:
     """Write the portable form; the graph itself stays as it is."""
     model = PRESETS[form].apply(graph.clone(), build.policy(part), layers)
     return write_model(model, build.out / part.name / f"{form}.onnx")
 
 
-def _lowered(build: Build, portable: list[Path], preset: str, layers: int) -> list[Path]:
-    """Write the plugin form of a portable one, from its file; what is not 4-bit stays in the portable form's data."""
+def _lowered(build: Build, part: Component, portable: list[Path], layers: int) -> list[Path]:
+    """Write the plugin form of a portable one, from its file; what is not 4-bit stays in the portable form's data.
+
+    A graph that stays float32 in a 16-bit pipeline is one that was trained in bfloat16, with values beyond float16's
+    range: its plugin nodes compute in bfloat16.
+    """
     path = portable[-1]
-    model = plugin_form(build.options.reserve_rank, at_least=layers)(ir.load(path)).model
-    return write_model(model, path.with_name(f"{preset}.trt.onnx"), shared=portable[:-1])
+    narrow = ir.DataType.BFLOAT16 if part.dtype(build.options.dtype) == "float32" else None
+    model = plugin_form(build.options.reserve_rank, layers, narrow)(ir.load(path)).model
+    return write_model(model, path.with_name(f"{path.stem}.trt.onnx"), shared=portable[:-1])

@@ -15,6 +15,7 @@ from artifact.errors import UserError
 from export.components import Component
 from export.safetensors_index import Weight
 from export.source import Source
+from export.tables import STORED, gather_as_stored, is_table
 
 PIECE_BYTES = 64 << 20  # of a converted weight in memory while it is written
 UNBOUND = "weights"  # location of a weight that no file has been named for yet
@@ -42,7 +43,8 @@ def bind_weights(model: ir.Model, source: Source, component: Component) -> ir.Mo
     """Point every weight of the graph into the source's files, in place; returns `model`.
 
     A weight whose file has the graph's dtype becomes an ExternalTensor; one of another dtype, or of which the graph
-    has a part (`Row.last_frame`), is converted when it is read (LazyTensor), so nothing is loaded here. Raises
+    has a part (`Row.last_frame`), is converted when it is read (LazyTensor), so nothing is loaded here. A table of
+    which the graph gathers rows keeps the file's type where that has 16 bits and the graph 32 (tables.py). Raises
     UserError where a file lacks a weight or has another shape.
     """
     index = source.weights(component.module)
@@ -56,6 +58,9 @@ def bind_weights(model: ir.Model, source: Source, component: Component) -> ir.Mo
                 f"{list(shape)}{' in each frame' if part else ''}: config.json and weights are not of one model."
             )
         assert value.dtype is not None and value.name is not None
+        kind = _ONNX_TYPE.get(weight.dtype)
+        if value.dtype == ir.DataType.FLOAT and kind in STORED and is_table(value):
+            gather_as_stored(model.graph, value, kind)
         value.const_value = _tensor(weight, value.dtype, value.name, part)
     return model
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from passes.clean import replace as replace_node
-from passes.emit import initializer
+from passes.emit import Emitter, initializer
 from passes.verify_tensorrt import PLUGIN_TYPES, is_plugin
 from plugins.svdq_linear import layout, spec
 from plugins.svdq_linear.spec import Variant
@@ -30,7 +30,9 @@ class LowerToPlugin(ir.passes.InPlacePass):
        very tensor, so that it need not be written twice.
     3. With `reserve_rank`, down and up have zeros behind, up to that much more rank: room for a LoRA. A layer without
        a branch gets one of zeros.
-    4. Refused with ValueError: a T that the plugin does not have, a weight that is computed or that others read.
+    4. With `narrow`, a layer that computes in float32, which the plugin does not have, computes in that type instead:
+       its weights are rounded to it, its x and y pass a Cast each; layers that read one x share its Cast.
+    5. Refused with ValueError: a T that the plugin does not have, a weight that is computed or that others read.
 
     Parsers find the plugin by the node's type and its attributes plugin_version and plugin_namespace; from 10.10 they
     look for the node's domain where that finds nothing (onnx-tensorrt, FallbackPluginImporter in onnxOpImporters.cpp
@@ -38,19 +40,24 @@ class LowerToPlugin(ir.passes.InPlacePass):
     an unknown operator there, and no parser asks for it.
     """
 
-    def __init__(self, reserve_rank: int = 0) -> None:
+    def __init__(self, reserve_rank: int = 0, narrow: ir.DataType | None = None) -> None:
         self.reserve_rank = reserve_rank
+        self.narrow = narrow
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         nodes = [node for node in model.graph if is_plugin(node)]
+        casts: dict[ir.Value, ir.Value] = {}
         for node in nodes:
-            _lower(model.graph, node, self.reserve_rank)
+            _lower(model.graph, node, self.reserve_rank, self.narrow, casts)
         for key in [k for k in model.functions if k[:2] == (spec.DOMAIN, spec.OP_TYPE)]:
             del model.functions[key]
         return ir.passes.PassResult(model, bool(nodes))
 
 
-def _lower(graph: ir.Graph, node: ir.Node, reserve: int) -> None:
+def _lower(
+    graph: ir.Graph, node: ir.Node, reserve: int, narrow: ir.DataType | None, casts: dict[ir.Value, ir.Value]
+) -> None:
+    """Lower one node; `casts` are the narrowed x so far."""
     branch = len(node.inputs) == len(spec.INPUTS)
     variant = Variant.from_attributes({k: a.value for k, a in node.attributes.items()}, branch)
     weights = {name: _weight(node, name, v) for name, v in zip(variant.inputs[1:], node.inputs[1:], strict=True)}
@@ -58,7 +65,8 @@ def _lower(graph: ir.Graph, node: ir.Node, reserve: int) -> None:
     rank = int(_tensor(weights["down"]).shape.numpy()[1]) if branch else 0
     lowered = replace(variant, branch=rank + reserve > 0)
     padded = spec.padded_rank(rank + reserve)
-    dtype = _tensor(weights["bias"]).dtype
+    wide = _tensor(weights["bias"]).dtype
+    dtype = narrow if narrow is not None and wide == ir.DataType.FLOAT else wide
     if dtype not in PLUGIN_TYPES:
         have = " and ".join(t.name for t in PLUGIN_TYPES)
         raise ValueError(f"{node.name} computes in {dtype.name}; the plugin has {have}")
@@ -67,11 +75,12 @@ def _lower(graph: ir.Graph, node: ir.Node, reserve: int) -> None:
         if name not in weights:
             base = str(weights["qweight"].name).removesuffix(".qweight")
             weights[name] = initializer(graph, f"{base}.{name}", _lazy(f"{base}.{name}", kind, shape, make))
-        elif name not in _PADDED or tuple(_tensor(weights[name]).shape.numpy()) != shape:
+        elif name not in _PADDED or tuple(_tensor(weights[name]).shape.numpy()) != shape or kind != wide:
             _set(weights[name], _lazy(str(weights[name].name), kind, shape, make))
+    x = node.inputs[0] if dtype == wide else _narrowed(graph, node, dtype, casts)
     plugin = ir.node(
         spec.OP_TYPE,
-        [node.inputs[0], *(weights[name] for name in lowered.inputs[1:])],
+        [x, *(weights[name] for name in lowered.inputs[1:])],
         {
             **lowered.attributes(padded),
             "n": n,
@@ -84,7 +93,23 @@ def _lower(graph: ir.Graph, node: ir.Node, reserve: int) -> None:
         name=node.name,
     )
     plugin.metadata_props.update(node.metadata_props)
-    replace_node(graph, node, [plugin], plugin.outputs[0])
+    y = plugin.outputs[0]
+    back = Emitter(f"{node.name}/y", node.metadata_props.get("svdq.scope", ""))
+    if dtype != wide:
+        y.name = f"{node.name}/y"
+        y = back("Cast", y, to=wide)
+    replace_node(graph, node, [plugin, *back.nodes], y)
+
+
+def _narrowed(graph: ir.Graph, node: ir.Node, dtype: ir.DataType, casts: dict[ir.Value, ir.Value]) -> ir.Value:
+    """The node's x in `dtype`: cast in front of the first node that reads it."""
+    x = node.inputs[0]
+    assert x is not None
+    if x not in casts:
+        cast = Emitter(f"{node.name}/x", node.metadata_props.get("svdq.scope", ""))
+        casts[x] = cast("Cast", x, to=dtype)
+        graph.insert_before(node, cast.nodes)
+    return casts[x]
 
 
 def _packed(
@@ -93,8 +118,9 @@ def _packed(
     """Shape (as layout.py has it) and maker of every packed constant, which reads the portable tensor when called."""
     channels, columns = spec.padded_channels(k, group_size), layout.padded_outputs(n)
     steps, blocks = channels // layout.BLOCK, columns // layout.BLOCK
-    read = {name: partial(_array, _tensor(value)) for name, value in weights.items()}
-    none = partial(np.zeros, dtype=dtype.numpy())
+    kind = dtype.numpy()
+    read = {name: partial(_array, _tensor(value), kind) for name, value in weights.items() if name != "qweight"}
+    none = partial(np.zeros, dtype=kind)
     down, up = read.get("down", partial(none, (k, rank))), read.get("up", partial(none, (rank, n)))
     found: dict[str, tuple[tuple[int, ...], Make]] = {
         "qweight": ((blocks, steps, 512), partial(_packed_codes, _tensor(weights["qweight"]), channels)),
@@ -132,9 +158,9 @@ def _packed_codes(tensor: ir.TensorProtocol, channels: int) -> np.ndarray:
     return layout.pack_weight_bytes(packed.reshape(n, k // 2), channels)
 
 
-def _array(tensor: ir.TensorProtocol) -> np.ndarray:
-    """A copy of the tensor's values, of which the tensor itself keeps nothing in memory."""
-    array = np.array(tensor.numpy())
+def _array(tensor: ir.TensorProtocol, dtype: np.dtype | None = None) -> np.ndarray:
+    """A copy of the tensor's values, rounded to `dtype`, of which the tensor itself keeps nothing in memory."""
+    array = np.array(tensor.numpy(), dtype)
     _release(tensor)
     return array
 

@@ -70,10 +70,12 @@ def svdquant(policy: Policy, solved: Solved) -> Sequential:
     )
 
 
-def plugin_form(reserve_rank: int = 0, at_least: int = 0) -> Sequential:
-    """What TensorRT parses, made of the portable form: its SvdqLinear calls become plugin nodes, its opset 20 again."""
+def plugin_form(reserve_rank: int = 0, at_least: int = 0, narrow: ir.DataType | None = None) -> Sequential:
+    """What TensorRT parses, made of the portable form: its SvdqLinear calls become plugin nodes, its opset 20 again.
+
+    `narrow`: T of the plugin nodes of a float32 graph."""
     return Sequential(
-        LowerToPlugin(reserve_rank),  # weights in the kernel's layout, no functions, no INT4
+        LowerToPlugin(reserve_rank, narrow),  # weights in the kernel's layout, no functions, no INT4
         LowerOpset(),
         VerifyTensorRT(at_least),
     )

@@ -38,6 +38,9 @@ ROWS = (
             "last_hidden_state": ("batch", "sequence", None),
         },
         outputs=("last_hidden_state",),
+        weight_only=("layers.*.self_attn.[qkvo]_proj", "layers.*.mlp.*_proj"),
+        keep=(),
+        quantise_from=1 << 28,  # SANA's has 2.6e9; see t5.py
         file_names=lambda name: (name, f"model.{name}"),  # as Gemma2ForCausalLM saves it
     ),
 )

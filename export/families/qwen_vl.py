@@ -54,6 +54,9 @@ ROWS = (
             "last_hidden_state": ("batch", "sequence", None),
         },
         outputs=("last_hidden_state",),
+        weight_only=("model.language_model.layers.*.self_attn.[qkvo]_proj", "model.language_model.layers.*.mlp.*_proj"),
+        keep=("model.visual.*", "lm_head"),
+        quantise_from=1 << 28,  # Qwen-Image's has 7.6e9 in its language model; see t5.py
         file_names=_file_names,
     ),
 )

@@ -84,9 +84,10 @@ def _lines(artifact: Artifact) -> list[str]:
         if not grown:
             found.append(f"{preset}: merged into 16-bit weights")
             continue
-        more = sorted({after - before for before, after in grown.values()})
-        by = f"{more[0]}" if len(more) == 1 else f"{more[0]} to {more[-1]}"
-        found.append(f"{preset}: the rank of {len(grown)} 4-bit layers grows by {by}")
+        for component, layers in grown.items():
+            more = sorted({after - before for before, after in layers.values()})
+            by = f"{more[0]}" if len(more) == 1 else f"{more[0]} to {more[-1]}"
+            found.append(f"{preset}: the rank of {len(layers)} 4-bit layers of {component} grows by {by}")
     return found
 
 

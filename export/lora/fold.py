@@ -10,7 +10,7 @@ import numpy as np
 
 from artifact.errors import UserError
 from export.lora.file import Pair
-from export.lora.model import Model
+from export.lora.model import Part
 from export.lora.names import Adapter, Target
 from passes.layers import Layer
 from passes.lora import Added
@@ -33,16 +33,16 @@ class _Block:
     ups: tuple[tuple[int, np.ndarray, float], ...]
 
 
-def additions(model: Model, applied: Sequence[Applied], dtype: str) -> dict[str, Added]:
-    """What the branch of each 4-bit layer gains, by the layer's name; layers that no adapter names are left out.
+def additions(part: Part, applied: Sequence[Applied], dtype: str) -> dict[str, Added]:
+    """What the branch of each 4-bit layer of one component gains, by the layer's name; only those that change.
 
     The members of a merged layer keep to their own rows of up: q, k and v cost three times the rank, one of them alone
     costs one. Members with the same down-projection, as a fused q/k/v of the file has, share it. `dtype` is the
     graph's. Raises UserError where it cannot hold a value.
     """
     found = {}
-    for layer in model.layers:
-        blocks = [b for a in applied for b in _blocks(model, layer, a)]
+    for layer in part.layers:
+        blocks = [b for a in applied for b in _blocks(part, layer, a)]
         if blocks:
             columns = [_balanced(layer, block) for block in blocks]
             _check_range(layer.name, [m for pair in columns for m in pair], dtype)
@@ -54,15 +54,14 @@ def additions(model: Model, applied: Sequence[Applied], dtype: str) -> dict[str,
     return found
 
 
-def deltas(model: Model, applied: Sequence[Applied], module: str) -> dict[str, Make]:
-    """{initializer: what makes its difference, float32 of its shape} of the weights of one module of the pipeline."""
+def deltas(part: Part, applied: Sequence[Applied]) -> dict[str, Make]:
+    """{initializer: what makes its difference, float32 of its shape} of the weights of one component."""
     found: dict[str, list[tuple[Pair, float]]] = {}
     for a in applied:
         for (at, weight), pair in a.adapter.pairs.items():
-            if at == module:
+            if at == part.component.module:
                 found.setdefault(weight, []).append((pair, pair.scale * a.strength))
-    shapes = model.parts[module].shapes
-    return {weight: partial(_difference, pairs, shapes[weight]) for weight, pairs in found.items()}
+    return {weight: partial(_difference, pairs, part.shapes[weight]) for weight, pairs in found.items()}
 
 
 def _difference(pairs: Iterable[tuple[Pair, float]], shape: tuple[int, ...]) -> np.ndarray:
@@ -73,9 +72,8 @@ def _difference(pairs: Iterable[tuple[Pair, float]], shape: tuple[int, ...]) -> 
     return total.reshape(shape)
 
 
-def _blocks(model: Model, layer: Layer, applied: Applied) -> list[_Block]:
+def _blocks(part: Part, layer: Layer, applied: Applied) -> list[_Block]:
     pairs: Mapping[Target, Pair] = applied.adapter.pairs
-    part = model.denoiser
     start, stop = layer.columns or (0, layer.k)
     blocks: list[_Block] = []
     first = 0

@@ -13,6 +13,7 @@ from artifact.errors import UserError
 from artifact.manifest import Artifact
 from export.components import Component
 from export.fake_module import fake_module
+from export.families import pipeline_row
 from passes.layers import Layer
 
 WEIGHT = ".weight"
@@ -23,13 +24,18 @@ DENOISER = "denoiser"
 class Part:
     """One component: `shapes` of its graph's weights {initializer: shape}, and by which names files know them.
 
-    `quantised`: those that 4-bit layers are made of. `unread`: weights that the module has and its graph does not read.
+    `layers`: its 4-bit layers. `unread`: weights that the module has and its graph does not read.
     """
 
     component: Component
     shapes: Mapping[str, tuple[int, ...]]
-    quantised: frozenset[str]
+    layers: tuple[Layer, ...]
     unread: frozenset[str]
+
+    @cached_property
+    def quantised(self) -> frozenset[str]:
+        """The weights that its 4-bit layers are made of."""
+        return frozenset(weight for layer in self.layers for weight in layer.weights)
 
     @cached_property
     def names(self) -> dict[str, str]:
@@ -55,11 +61,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Model:
-    """`parts` by the pipeline's names for them ("transformer", "text_encoder_2"); `layers` of the denoiser."""
+    """`parts` by the pipeline's names for them ("transformer", "text_encoder_2")."""
 
     pipeline: str
     parts: Mapping[str, Part]
-    layers: tuple[Layer, ...]
 
     @property
     def denoiser(self) -> Part:
@@ -69,11 +74,13 @@ class Model:
 def describe(artifact: Artifact, base: Mapping[str, Any]) -> Model:
     """The model of an artifact, from `base`, its manifest without a LoRA. Raises UserError for an unknown class."""
     parts: dict[str, Part] = {}
-    layers: tuple[Layer, ...] = ()
+    configs = {entry["module"]: entry["config"] for entry in base["components"].values()}
+    upcast = pipeline_row(base["pipeline"]).float32(configs.__getitem__)
     for name, entry in base["components"].items():
         if entry["role"] not in (DENOISER, "text_encoder"):
             continue
-        component = Component(name, entry["module"], entry["role"], entry["class"], entry["config"])
+        module_name = entry["module"]
+        component = Component(name, module_name, entry["role"], entry["class"], entry["config"], module_name in upcast)
         try:
             module, _ = fake_module(component, "float32")
         except (KeyError, StopIteration):
@@ -84,15 +91,13 @@ def describe(artifact: Artifact, base: Mapping[str, Any]) -> Model:
         read = set(ir.load(artifact.path(next(iter(entry["models"].values())))).graph.initializers)
         read |= {weight for row in rows.values() for weight in row["weights"]}
         shapes = {n: tuple(p.shape) for n, p in module.named_parameters(remove_duplicate=False) if n.endswith(WEIGHT)}
-        parts[entry["module"]] = Part(
+        parts[module_name] = Part(
             component,
             {n: s for n, s in shapes.items() if n in read and len(s) > 1},
-            frozenset(weight for row in rows.values() for weight in row["weights"]),
+            tuple(_layer(n, row) for n, row in rows.items()),
             frozenset(set(shapes) - read),
         )
-        if component.role == DENOISER:
-            layers = tuple(_layer(n, row) for n, row in rows.items())
-    return Model(base["pipeline"], parts, layers)
+    return Model(base["pipeline"], parts)
 
 
 def _layer(name: str, row: Mapping[str, Any]) -> Layer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,9 +19,9 @@ from export.lora.model import Model, Part
 Target = tuple[str, str]  # (module of the pipeline, initializer of its graph)
 _OF_DENOISER = ("base_model.model.", "diffusion_model.")
 _KOHYA_DENOISER = ("lora_unet_", "lora_transformer_")
-_KOHYA_TEXT = {"lora_te_": "text_encoder", "lora_te1_": "text_encoder"} | {
-    f"lora_te{i}_": f"text_encoder_{i}" for i in (2, 3)
-}
+_KOHYA_TEXT = re.compile(r"lora_te([123]?)_(.*)")
+_COMFY_TEXT = re.compile(r"(?:text_encoders\.)?(clip_l|clip_g|t5xxl)\.(?:transformer\.)?(.*)")
+_NUMBER = {"": 1, "1": 1, "2": 2, "3": 3, "clip_l": 1, "clip_g": 2, "t5xxl": 3}
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,10 @@ def _readings(name: str, model: Model) -> list[tuple[str, Part, str, bool]]:
     for prefix in _KOHYA_DENOISER:
         if name.startswith(prefix):
             found.append((module, denoiser, name.removeprefix(prefix), True))
-    for prefix, text in _KOHYA_TEXT.items():
-        if name.startswith(prefix) and text in model.parts:
-            found.append((text, model.parts[text], name.removeprefix(prefix), True))
+    for pattern, underscored in ((_KOHYA_TEXT, True), (_COMFY_TEXT, False)):
+        text = pattern.fullmatch(name)
+        if text and (encoder := _text_encoder(_NUMBER[text[1]], model)):
+            found.append((encoder.component.module, encoder, text[2], underscored))
     for prefix in ("", *_OF_DENOISER):
         if name.startswith(prefix):
             found.append((module, denoiser, name.removeprefix(prefix), False))
@@ -88,6 +90,17 @@ def _readings(name: str, model: Model) -> list[tuple[str, Part, str, bool]]:
     if first in model.parts:
         found.append((first, model.parts[first], rest, False))
     return found
+
+
+def _text_encoder(number: int, model: Model) -> Part | None:
+    """The text encoder that a number means.
+
+    The third is T5 to kohya and ComfyUI, whatever the pipeline calls it: FLUX has it as its second.
+    """
+    part = model.parts.get("text_encoder" if number == 1 else f"text_encoder_{number}")
+    if part is None and number == 3:
+        return next((p for p in model.parts.values() if p.component.cls == "T5EncoderModel"), None)
+    return part
 
 
 def _is_unused(name: str, model: Model) -> bool:

@@ -9,7 +9,6 @@ from typing import Any
 
 import onnx_ir as ir
 
-from artifact.errors import UserError
 from artifact.manifest import Artifact
 from export.lora.fold import Applied, additions, deltas
 from export.lora.model import Model
@@ -27,22 +26,23 @@ ITEM = {"float16": 2, "float32": 4}  # bytes
 @dataclass
 class Written:
     """New `files`; `models` and `rows`, which take the place of the base's in the manifest (see state.with_models);
-    `ranks` {preset: {layer: [rank before, rank after]}}."""
+    `ranks` {preset: {component: {layer: [rank before, rank after]}}}."""
 
     files: list[str] = field(default_factory=list)
     models: dict[str, dict[str, dict[str, str]]] = field(default_factory=dict)
     rows: dict[str, dict[str, dict[str, dict[str, Any]]]] = field(default_factory=dict)
-    ranks: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+    ranks: dict[str, dict[str, dict[str, list[int]]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class _Change:
     """What one graph gains: columns of its 4-bit layers and differences of its 16-bit weights; `own` are the ranks
-    that its portable form had."""
+    that its portable form had, `dtype` is its T."""
 
     added: Mapping[str, Added]
     merged: Mapping[str, Make]
     own: Mapping[str, int]
+    dtype: str
 
 
 def write_graphs(
@@ -58,32 +58,24 @@ def write_graphs(
     `base` is the manifest without a LoRA. Raises UserError where float16 cannot hold what comes out.
     """
     written = Written()
-    added = additions(model, applied, base["dtype"])
-    for module, part in model.parts.items():
-        differences = deltas(model, applied, module)
+    for part in model.parts.values():
+        differences = deltas(part, applied)
         if not differences:
             continue
-        name = part.component.name
+        name, dtype = part.component.name, part.component.dtype(base["dtype"])
         entry = base["components"][name]
         forms = written.models[name] = {f: {} for f in ("models", "tensorrt") if entry.get(f)}
+        changes: dict[str, _Change] = {}
         done: dict[str, str] = {}
         for preset in presets:
             before = entry["models"][preset]
-            if before not in done:
+            if before not in changes:
                 own = ranks(ir.load(artifact.path(before)))
-                if own and part is not model.denoiser and (there := sorted(part.quantised & set(differences))):
-                    raise UserError(
-                        f"The LoRA changes {name}'s {there[0]}, which has 4 bits in this artifact and no branch: build "
-                        "it with --text-encoder-bits 16, or give a LoRA of the denoiser alone."
-                    )
-                change = _Change(
-                    added if own else {},
-                    {w: make for w, make in differences.items() if not (own and w in part.quantised)},
-                    own,
-                )
-                done |= _both(artifact, before, entry.get("tensorrt", {}).get(preset), state, change, written)
-                if change.added:
-                    _tell(written, preset, name, base, change)
+                sixteen = {w: make for w, make in differences.items() if not (own and w in part.quantised)}
+                changes[before] = _Change(additions(part, applied, dtype) if own else {}, sixteen, own, dtype)
+                done |= _both(artifact, before, entry.get("tensorrt", {}).get(preset), state, changes[before], written)
+            if changes[before].added:
+                _tell(written, preset, name, base, changes[before])
             forms["models"][preset] = done[before]
             if preset in entry.get("tensorrt", {}):
                 forms["tensorrt"][preset] = done[entry["tensorrt"][preset]]
@@ -122,10 +114,11 @@ def _save(artifact: Artifact, graph: ir.Model, before: str, state: str, written:
 
 def _tell(written: Written, preset: str, component: str, base: Mapping[str, Any], change: _Change) -> None:
     """The ranks and sizes of the layers that change, as the portable form has them."""
-    written.ranks[preset], written.rows[preset] = {}, {component: {}}
+    told = written.ranks.setdefault(preset, {})[component] = {}
+    rows = written.rows.setdefault(preset, {})[component] = {}
     for name, added in change.added.items():
         row, before = base["layers"][preset][component][name], change.own[name]
         rank = padded_rank(before + added.rank)
-        more = (rank - before) * (row["k"] + row["n"]) * ITEM[base["dtype"]]
-        written.rows[preset][component][name] = {"rank": rank, "bytes": row["bytes"] + more}
-        written.ranks[preset][name] = [before, rank]
+        more = (rank - before) * (row["k"] + row["n"]) * ITEM[change.dtype]
+        rows[name] = {"rank": rank, "bytes": row["bytes"] + more}
+        told[name] = [before, rank]

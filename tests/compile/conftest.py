@@ -50,6 +50,20 @@ def built(shared: Path, cache: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def built_text(built: Path, shared: Path, cache: Path) -> Path:
+    """As `built`, not calibrated, T5 in 4-bit weights, with 16 ranks of room for LoRAs. Copy it before changing it."""
+    out = shared / "text"
+    flags = ("--text-encoder-bits", "4", "--reserve-rank", "16", "--data-free", "--references", "0")
+
+    def make() -> None:
+        code, _, stderr = build("--out", out, "--cache", cache, "--compare", "int4-rtn", *flags)
+        assert code == 0, stderr
+
+    once(shared / "built-text", make)
+    return out
+
+
+@pytest.fixture(scope="session")
 def built_unet(shared: Path, cache: Path) -> Path:
     """An artifact of shapes-unet with svdq-int4 and fp16. Copy it before changing it."""
     out = shared / "unet"

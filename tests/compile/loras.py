@@ -55,7 +55,9 @@ def as_peft(path: Path, matrices: Matrices, alpha: float | None = None) -> Path:
 
 def as_kohya(path: Path, matrices: Matrices, alpha: float | None = None) -> Path:
     """kohya's format: one word for a name, alphas always."""
-    prefix = {"transformer": "lora_transformer", "unet": "lora_unet", "text_encoder": "lora_te"}
+    prefix = {
+        "transformer": "lora_transformer", "unet": "lora_unet", "text_encoder": "lora_te", "text_encoder_2": "lora_te3",
+    }  # fmt: skip
     arrays = {}
     for name, (a, b) in matrices.items():
         module, _, rest = name.partition(".")

@@ -124,7 +124,7 @@ def test_a_dry_run_knows_what_is_there_and_how_large_it_becomes_and_writes_nothi
 ) -> None:
     code, stdout, stderr = build("--out", tmp_path / "out", "--cache", cache, *FLAGS, "--dry-run")
     assert code == 0, stderr
-    assert not (tmp_path / "out").exists() and "nothing was written" in stdout
+    assert not (tmp_path / "out").exists() and "nothing was written" in " ".join(stdout.split())  # the title wraps
     from export.dry_run import dry_run
     from export.options import Options
 

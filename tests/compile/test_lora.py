@@ -38,6 +38,7 @@ from tests.passes.nodewise import oracle, svdq_nodes
 from tests.passes.plugin_nodes import attributes, compute, constants
 
 DENOISER, PRESET = "transformer", "svdq-int4"
+MODEL = {DENOISER: "shapes-dit", "unet": "shapes-unet"}
 QKV = "transformer_blocks.0.attn.to_qkv"
 ALL = loras.random(loras.linears("shapes-dit", DENOISER), DENOISER)
 
@@ -73,29 +74,37 @@ def data_files(root: Path) -> dict[str, str]:
 
 
 @functools.cache
-def inputs() -> dict[str, torch.Tensor]:
-    """What the pipeline gives its transformer in a step: random numbers would drive it beyond float16."""
-    pipe = load_pipeline(open_source("shapes-dit"))
+def inputs(module: str = DENOISER) -> dict[str, torch.Tensor]:
+    """What the pipeline gives its denoiser in a step: random numbers would drive it beyond float16."""
+    pipe = load_pipeline(open_source(MODEL[module]))
     seen: list[dict[str, Any]] = []
-    pipe.transformer.register_forward_pre_hook(lambda _, args, given: seen.append(given), with_kwargs=True)
+    getattr(pipe, module).register_forward_pre_hook(
+        lambda _, args, given: seen.append({**dict(zip(("sample", "timestep"), args, strict=False)), **given}),
+        with_kwargs=True,
+    )
     prompts = ["a large red circle at the top on white", "a small blue square left of a large green cross on grey"]
     generator = torch.Generator().manual_seed(0)
     pipe(prompts, num_inference_steps=2, height=64, width=64, generator=generator, output_type="latent")
-    return {name: value for name, value in seen[1].items() if isinstance(value, torch.Tensor)}
+    found = {name: value for name, value in seen[1].items() if isinstance(value, torch.Tensor)}
+    return found | {"timestep": found["timestep"].expand(len(found.get("sample", found["timestep"])))}
 
 
-def in_torch(adapters: Sequence[tuple[loras.Matrices, float]] = ()) -> np.ndarray:
-    """What diffusers' transformer gives with the LoRAs merged, in float32."""
-    pipe = load_pipeline(open_source("shapes-dit"))
+def in_torch(adapters: Sequence[tuple[loras.Matrices, float]] = (), module: str = DENOISER) -> np.ndarray:
+    """What diffusers' denoiser gives with the LoRAs merged, in float32."""
+    pipe = load_pipeline(open_source(MODEL[module]))
     loras.merge(pipe, adapters)
+    return computed(pipe, module)
+
+
+def computed(pipe: Any, module: str) -> np.ndarray:
     with torch.no_grad():
-        return pipe.transformer(**inputs(), return_dict=False)[0].numpy()
+        return getattr(pipe, module)(**inputs(module), return_dict=False)[0].numpy()
 
 
-def in_onnx(root: Path, preset: str) -> np.ndarray:
-    session = Session(Artifact.open(root).model(DENOISER, preset), preset, threads=1)
+def in_onnx(root: Path, preset: str, module: str = DENOISER) -> np.ndarray:
+    session = Session(Artifact.open(root).model(module, preset), preset, threads=1)
     names = session.inputs
-    (found,) = session.run({k: v.numpy() for k, v in inputs().items() if k in names}).values()
+    (found,) = session.run({k: v.numpy() for k, v in inputs(module).items() if k in names}).values()
     return found
 
 
@@ -231,7 +240,7 @@ def test_a_lora_on_one_member_of_a_merged_layer_costs_only_that(artifact: Path, 
     up = constants(after)["up"][before:]
     assert not up[:, :192].any() and up[:, 192:384].any() and not up[:, 384:].any()
     manifest = Artifact.open(artifact).manifest
-    assert manifest["lora"]["ranks"][PRESET] == {QKV: [32, 48]}
+    assert manifest["lora"]["ranks"][PRESET] == {DENOISER: {QKV: [32, 48]}}
     row = manifest["layers"][PRESET][DENOISER][QKV]
     assert row["rank"] == 48
     remove(artifact)
@@ -325,7 +334,12 @@ def test_convolutions_of_a_unet_are_merged_and_its_linears_folded(built_unet: Pa
     before = Artifact.open(root)
     weights = ir.load(before.model("unet", "fp16")).graph.initializers
     own = ranks(ir.load(before.model("unet", PRESET)))
+    without = distance(in_onnx(root, PRESET, "unet"), plain := in_torch((), "unet"))
     apply(root, [loras.as_kohya(tmp_path / "kohya.safetensors", matrices, alpha=2)], [2.0])
+    whole = in_torch([(matrices, 1.0)], "unet")
+    assert distance(whole, plain) > 0.1
+    assert distance(in_onnx(root, "fp16", "unet"), whole) < 5e-3
+    assert distance(in_onnx(root, PRESET, "unet"), whole) <= 1.2 * without + 5e-3
     after = Artifact.open(root)
     assert len(after.manifest["lora"]["adapters"][0]["layers"]) == len(matrices)
     merged = ir.load(after.model("unet", "fp16")).graph.initializers
@@ -411,13 +425,19 @@ def test_a_kill_at_any_moment_leaves_the_state_before_or_the_state_after(
     assert state.KEY in Artifact.open(artifact).manifest
 
 
-def test_a_lora_that_training_has_made_is_folded_as_torch_computes_it(artifact: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("module", MODEL)
+def test_a_lora_that_training_has_made_is_folded_as_torch_computes_it(
+    request: pytest.FixtureRequest, tmp_path: Path, module: str
+) -> None:
     """bench/train_lora.py in a few steps: every layer that it trains is one of the artifact's."""
-    pipe = load_pipeline(open_source("shapes-dit"))
+    built = request.getfixturevalue("built" if module == DENOISER else "built_unet")
+    root = Path(shutil.copytree(built, tmp_path / "artifact"))
+    pipe = load_pipeline(open_source(MODEL[module]))
     saved = train(pipe, "red", steps=8, rank=8, seed=0, pictures=16)
     path = loras.saved(tmp_path / "trained.safetensors", {name: t.numpy() for name, t in saved.items()})
-    apply(artifact, [path], [], "fp16")
-    assert len(Artifact.open(artifact).manifest["lora"]["adapters"][0]["layers"]) == len(saved) // 2
-    with torch.no_grad():
-        trained = pipe.transformer(**inputs(), return_dict=False)[0].numpy()
-    assert distance(in_onnx(artifact, "fp16"), trained) < min(2e-3, distance(trained, in_torch()) / 3)
+    plain, trained = in_torch((), module), computed(pipe, module)
+    before = distance(in_onnx(root, PRESET, module), plain)
+    apply(root, [path], [])
+    assert len(Artifact.open(root).manifest["lora"]["adapters"][0]["layers"]) == len(saved) // 2
+    assert distance(in_onnx(root, "fp16", module), trained) < min(2e-3, distance(trained, plain) / 3)
+    assert distance(in_onnx(root, PRESET, module), trained) <= 1.2 * before + 5e-3

@@ -18,7 +18,7 @@ from export.fake_module import fake_module
 from export.lora.file import read_file
 from export.lora.model import Model, Part
 from export.lora.names import Adapter, lay_over
-from tests.export.models import CLIP
+from tests.export.models import CLIP, T5
 
 SDXL_UNET = {
     "block_out_channels": [320, 640, 1280], "cross_attention_dim": 2048, "attention_head_dim": [5, 10, 20],
@@ -36,15 +36,18 @@ def part(module: str, role: str, cls: str, config: dict[str, Any], without: str 
     made, _ = fake_module(component, "float32")
     shapes = {n: tuple(p.shape) for n, p in made.named_parameters() if n.endswith(".weight") and p.ndim > 1}
     unread = frozenset(n for n in shapes if without in n)
-    return Part(component, {n: s for n, s in shapes.items() if n not in unread}, frozenset(), unread)
+    return Part(component, {n: s for n, s in shapes.items() if n not in unread}, (), unread)
 
 
 @pytest.fixture(scope="module")
 def flux() -> Model:
     return Model(
         "FluxPipeline",
-        {"transformer": part("transformer", "denoiser", "FluxTransformer2DModel", {"guidance_embeds": True})},
-        (),
+        {
+            "transformer": part("transformer", "denoiser", "FluxTransformer2DModel", {"guidance_embeds": True}),
+            "text_encoder": part("text_encoder", "text_encoder", "CLIPTextModel", CLIP),
+            "text_encoder_2": part("text_encoder_2", "text_encoder", "T5EncoderModel", T5),
+        },
     )
 
 
@@ -58,7 +61,6 @@ def sdxl() -> Model:
             "text_encoder": part("text_encoder", "text_encoder", "CLIPTextModel", CLIP, without="layers.1."),
             "text_encoder_2": part("text_encoder_2", "text_encoder", "CLIPTextModelWithProjection", CLIP),
         },
-        (),
     )
 
 
@@ -150,6 +152,41 @@ def test_every_spelling_of_flux_s_names_is_understood(
         rows = np.roll(rows, n // 2, axis=0)
     np.testing.assert_array_equal(rows, own.up)
     assert all(np.array_equal(p.down, own.down) for p in pairs)
+
+
+@pytest.mark.parametrize(
+    ("name", "ends", "n", "inner", "target"),
+    [
+        ("lora_te1_text_model_encoder_layers_0_mlp_fc1", KOHYA, 64, (32,),
+         ("text_encoder", "encoder.layers.0.mlp.fc1")),
+        ("lora_te3_encoder_block_1_layer_0_SelfAttention_q", KOHYA, 32, (32,),  # kohya: CLIP-L, CLIP-G, T5
+         ("text_encoder_2", "encoder.block.1.layer.0.SelfAttention.q")),
+        ("lora_te2_encoder_block_0_layer_1_DenseReluDense_wi_0", KOHYA, 64, (32,),  # OneTrainer: as the pipeline counts
+         ("text_encoder_2", "encoder.block.0.layer.1.DenseReluDense.wi_0")),
+        ("text_encoders.t5xxl.transformer.encoder.block.0.layer.1.DenseReluDense.wo", KOHYA, 32, (64,),
+         ("text_encoder_2", "encoder.block.0.layer.1.DenseReluDense.wo")),
+        ("t5xxl.encoder.block.0.layer.0.SelfAttention.o", PEFT, 32, (32,),
+         ("text_encoder_2", "encoder.block.0.layer.0.SelfAttention.o")),
+        ("text_encoders.clip_l.transformer.text_model.encoder.layers.1.self_attn.v_proj", KOHYA, 32, (32,),
+         ("text_encoder", "encoder.layers.1.self_attn.v_proj")),
+        ("text_encoder_2.encoder.block.0.layer.0.SelfAttention.k", PEFT, 32, (32,),
+         ("text_encoder_2", "encoder.block.0.layer.0.SelfAttention.k")),
+    ],
+)  # fmt: skip
+def test_every_spelling_of_flux_s_text_encoders_is_understood(
+    flux: Model, laid: Callable, name: str, ends: tuple[str, str], n: int, inner: tuple[int, ...],
+    target: tuple[str, str],
+) -> None:  # fmt: skip
+    ((module, weight),) = laid(flux, name, ends, n, inner).pairs
+    assert (module, weight.removesuffix(".weight").removeprefix("text_model.")) == target
+
+
+@pytest.mark.parametrize(
+    "name", ["lora_te3_encoder_block_0_layer_0_SelfAttention_q", "t5xxl.encoder.block.0.layer.0.x"]
+)
+def test_a_text_encoder_that_the_pipeline_has_not_is_refused(sdxl: Model, laid: Callable, name: str) -> None:
+    with pytest.raises(UserError, match=f"another architecture: none of its 1 layers, like '{name}'"):
+        laid(sdxl, name, KOHYA, 32, (32,))
 
 
 def test_a_layer_that_no_graph_reads_is_left_out_and_said(sdxl: Model, tmp_path: Path) -> None:

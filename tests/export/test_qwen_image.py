@@ -135,7 +135,10 @@ def test_engines_take_prompts_of_any_length(
 @pytest.fixture(scope="module")
 def built(qwen: Source, store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `python -m export.build` makes of it."""
-    out, few = tmp_path_factory.mktemp("built") / "qwen", ("--rank", "16", "--drop-fp16", *SMALL)
+    out, few = (
+        tmp_path_factory.mktemp("built") / "qwen",
+        ("--rank", "16", "--drop-fp16", "--text-encoder-bits", "4", *SMALL),
+    )
     code, _, stderr = build("--model", qwen.root, "--out", out, "--cache", store.root, *few)
     assert code == 0, stderr
     return out
@@ -145,6 +148,7 @@ def test_it_is_built_from_its_pipeline_to_its_report(built: Path) -> None:
     manifest = Artifact.open(built).manifest
     assert manifest["pipeline"] == "QwenImagePipeline"
     assert len(manifest["layers"]["svdq-int4"]["transformer"]) == 10 + 7  # nothing reads the last block's text
+    assert len(manifest["layers"]["svdq-int4"]["text_encoder"]) == 2 * 7
     assert all(set(part["tensorrt"]) == {"svdq-int4"} for part in manifest["components"].values())
     (four,) = json.loads((built / "report.json").read_text())["presets"]
     assert four["fidelity"]["psnr_db"]["min"] > 30 and four["layer_error"]["max"] < 0.2

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -75,6 +76,35 @@ def test_packed_constants_are_the_layout_s_and_unpack_to_the_portable_ones(
     for value in node.inputs[1:]:  # what was announced before packing is what came
         assert tuple(value.shape) == tuple(value.const_value.shape) == value.const_value.numpy().shape
         assert value.dtype == value.const_value.dtype
+
+
+@pytest.mark.parametrize(("variant", "n", "k", "rank"), VARIANTS)
+def test_a_float32_layer_computes_in_the_narrower_type_between_casts(
+    variant: Variant, n: int, k: int, rank: int
+) -> None:
+    model = one_node(variant, n, k, rank, "float32")
+    before = constants(svdq_nodes(model)[0])
+    lowered = plugin_form(narrow=ir.DataType.BFLOAT16)(model).model
+    (node,) = svdq_nodes(lowered)
+    rounded = {name: a if name == "qweight" else a.astype(ml_dtypes.bfloat16) for name, a in before.items()}
+    equal(unpacked(constants(node), n, k, variant.group_size), rounded)
+    assert {v.dtype for v in node.inputs[2:]} == {ir.DataType.BFLOAT16}
+    x = np.random.default_rng(0).standard_normal((5, k)).astype(np.float32)
+    y = compute(x.astype(ml_dtypes.bfloat16), constants(node), attributes(node))[0]
+    found = evaluate(lowered, x=x)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, y.astype(np.float32))
+
+
+def test_layers_that_read_one_float32_tensor_share_its_cast(solve: Solve) -> None:
+    model = block("float32")
+    portable = PRESETS["w4a16"].apply(model, BLOCK_POLICY, solve(model, "w4a16", "float32"))
+    read = {node.inputs[0] for node in svdq_nodes(portable)}
+    lowered = plugin_form(narrow=ir.DataType.BFLOAT16)(portable).model
+    nodes = svdq_nodes(lowered)
+    casts = {node.inputs[0].producer() for node in nodes}
+    assert len(casts) == len(read) < len(nodes) and {c.op_type for c in casts} == {"Cast"}
+    assert lowered.graph.outputs[0].dtype == ir.DataType.FLOAT
 
 
 def test_a_node_says_all_that_the_plugin_asks() -> None:
