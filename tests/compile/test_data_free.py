@@ -120,13 +120,16 @@ def test_what_is_solved_is_found_again_without_reading_a_weight(
 
 
 def test_a_dry_run_knows_what_is_there_and_how_large_it_becomes_and_writes_nothing(
-    light: Path, cache: Path, tmp_path: Path
+    light: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, stdout, stderr = build("--out", tmp_path / "out", "--cache", cache, *FLAGS, "--dry-run")
-    assert code == 0, stderr
-    assert not (tmp_path / "out").exists() and "nothing was written" in stdout
+    from export.build import app
     from export.dry_run import dry_run
     from export.options import Options
+
+    app(["--out", str(tmp_path / "out"), "--cache", str(cache), *FLAGS, "--dry-run"], standalone_mode=False)
+    stdout = " ".join(capsys.readouterr().out.split())
+    assert not (tmp_path / "out").exists() and "nothing was written" in stdout
+    assert "Memory: about" in stdout and "Skipped: text_encoder stays in 16 bits" in stdout
 
     options = Options(
         out=tmp_path / "out", cache=cache, data_free=True, references=0, keep_fp16=False, text_encoder_bits="4"
