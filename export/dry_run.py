@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -27,12 +26,14 @@ from export.estimate import (
     solving_seconds,
 )
 from export.examples import Examples
+from export.fake_module import fake_module
 from export.graph_cache import graph_key, load_prepared
 from export.options import BASELINE, Options
 from export.plan import Build, planned
 from export.quantise import ask_for, find, identity, sample_keys, workers
 from export.safetensors_index import Weight
 from export.stages import Stages
+from export.weights import find_weight
 from passes.layers import Layer
 from passes.policy import KEEP, Policy
 from passes.presets import PRESETS
@@ -164,13 +165,12 @@ def _planned(
     solving: list[tuple[Layer, Recipe, int]],
 ) -> Planned:  # fmt: skip
     """One row; appends the layers that would be solved for it to `solving`."""
-    index = build.source.weights(part.module)
-    before = sum(w.nbytes for w in index.values())
     itemsize = 2 if part.dtype(build.options.dtype) == "float16" else 4
-    wide = part.row.float32  # islands in a 16-bit graph
-    whole = sum(
-        math.prod(w.shape) * (4 if any(fnmatchcase(n, glob) for glob in wide) else itemsize) for n, w in index.items()
-    )
+    index, (module, _) = build.source.weights(part.module), fake_module(part, part.dtype(build.options.dtype))
+    # An autoencoder's two graphs have each their half of its file; tied parameters are one tensor of it.
+    held = {find_weight(part, index, name): parameter for name, parameter in module.named_parameters()}
+    before = sum(weight.nbytes for weight in held)
+    whole = sum(parameter.numel() * parameter.element_size() for parameter in held.values())
     if not PRESETS[form].quantises:
         return Planned(part.name, form, kept, before, whole, 0, None, WRITE_S * whole)
     asked = ask_for(build, part, layers)[form]

@@ -139,6 +139,12 @@ def test_a_dry_run_knows_what_is_there_and_how_large_it_becomes_and_writes_nothi
     assert found.images == (0, 0) and {s for s, peak in found.memory.items() if peak} == {"rewrite", "check"}
     assert found.skipped == [s.replace("was not", "would not be") for s in Artifact.open(light).manifest["skipped"]]
     artifact = Artifact.open(light)
+    for component, form in (
+        ("vae_decoder", "fp16"),
+        ("vae_encoder", "fp16"),
+    ):  # the rest of a small graph is no weights
+        data = artifact.model(component, "svdq-int4").with_suffix(".onnx.data").stat().st_size
+        assert rows[component, form].bytes_after == pytest.approx(data, rel=0.05)
     for component, form in (("transformer", "svdq-int4"), ("text_encoder_2", "w4a16")):
         row = rows[component, form]
         assert row.graph_kept and row.solved == row.layers == len(artifact.manifest["layers"]["svdq-int4"][component])
