@@ -33,6 +33,7 @@ from export.plan import Build, planned
 from export.quantise import ask_for, find, identity, sample_keys, workers
 from export.safetensors_index import Weight
 from export.stages import Stages
+from export.weights import find_weight
 from passes.layers import Layer
 from passes.policy import KEEP, Policy
 from passes.presets import PRESETS
@@ -164,11 +165,10 @@ def _planned(
     solving: list[tuple[Layer, Recipe, int]],
 ) -> Planned:  # fmt: skip
     """One row; appends the layers that would be solved for it to `solving`."""
-    index = build.source.weights(part.module)
-    before = sum(w.nbytes for w in index.values())
     dtype = part.dtype(build.options.dtype)
     itemsize = 2 if dtype == "float16" else 4
-    whole = _whole(part, dtype, index)
+    held = _held(part, dtype, build.source.weights(part.module))
+    before, whole = sum(weight.nbytes for weight in held), sum(held.values())
     if not PRESETS[form].quantises:
         return Planned(part.name, form, kept, before, whole, 0, None, WRITE_S * whole)
     asked = ask_for(build, part, layers)[form]
@@ -182,17 +182,19 @@ def _planned(
     return Planned(part.name, form, kept, before, after, len(layers), len(done) if kept else None, seconds)
 
 
-def _whole(part: Component, dtype: str, index: Mapping[str, Weight]) -> int:
-    """Bytes of the weights of a graph in which none is 4-bit: of what the files hold, those that the module has."""
+def _held(part: Component, dtype: str, index: Mapping[str, Weight]) -> dict[Weight, int]:
+    """The tensors of the files that the part's graph has, and their bytes in it where nothing is 4-bit.
+
+    An autoencoder's two graphs have each their half of its file; tied parameters are one tensor of it.
+    """
     module, _ = fake_module(part, dtype)
-    words = {f"{name}.weight" for name, m in module.named_modules() if isinstance(m, torch.nn.Embedding)}
-    sizes = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        stored = next((index[n] for n in part.row.file_names(name) if n in index), None)
-        if stored is not None:
-            halved = name in words and stored.dtype in ("F16", "BF16")  # tables.py
-            sizes[stored.name] = parameter.numel() * (2 if halved else parameter.element_size())
-    return sum(sizes.values())
+    tables = {f"{name}.weight" for name, m in module.named_modules() if isinstance(m, torch.nn.Embedding)}
+    held = {}
+    for name, parameter in module.named_parameters():
+        weight = find_weight(part, index, name)
+        as_stored = name in tables and weight.dtype in ("F16", "BF16")  # tables.py
+        held[weight] = parameter.numel() * (2 if as_stored else parameter.element_size())
+    return held
 
 
 def show(build: Build, found: Plan, console: Any = None) -> None:

@@ -120,13 +120,16 @@ def test_what_is_solved_is_found_again_without_reading_a_weight(
 
 
 def test_a_dry_run_knows_what_is_there_and_how_large_it_becomes_and_writes_nothing(
-    light: Path, cache: Path, tmp_path: Path
+    light: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, stdout, stderr = build("--out", tmp_path / "out", "--cache", cache, *FLAGS, "--dry-run")
-    assert code == 0, stderr
-    assert not (tmp_path / "out").exists() and "nothing was written" in " ".join(stdout.split())  # the title wraps
+    from export.build import app
     from export.dry_run import dry_run
     from export.options import Options
+
+    app(["--out", str(tmp_path / "out"), "--cache", str(cache), *FLAGS, "--dry-run"], standalone_mode=False)
+    stdout = " ".join(capsys.readouterr().out.split())
+    assert not (tmp_path / "out").exists() and "nothing was written" in stdout
+    assert "Memory: about" in stdout and "Skipped: text_encoder stays in 16 bits" in stdout
 
     options = Options(
         out=tmp_path / "out", cache=cache, data_free=True, references=0, keep_fp16=False, text_encoder_bits="4"
@@ -136,6 +139,12 @@ def test_a_dry_run_knows_what_is_there_and_how_large_it_becomes_and_writes_nothi
     assert found.images == (0, 0) and {s for s, peak in found.memory.items() if peak} == {"rewrite", "check"}
     assert found.skipped == [s.replace("was not", "would not be") for s in Artifact.open(light).manifest["skipped"]]
     artifact = Artifact.open(light)
+    for component, form in (
+        ("vae_decoder", "fp16"),
+        ("vae_encoder", "fp16"),
+    ):  # the rest of a small graph is no weights
+        data = artifact.model(component, "svdq-int4").with_suffix(".onnx.data").stat().st_size
+        assert rows[component, form].bytes_after == pytest.approx(data, rel=0.05)
     for component, form in (("transformer", "svdq-int4"), ("text_encoder_2", "w4a16")):
         row = rows[component, form]
         assert row.graph_kept and row.solved == row.layers == len(artifact.manifest["layers"]["svdq-int4"][component])
