@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 
-from artifact.errors import not_installed
+from artifact.errors import not_installed, out_of_memory
 
 INTERRUPTED = 130  # the shell's exit code after Ctrl-C
 
@@ -19,7 +19,7 @@ def reported(debug: bool, offline: bool = True) -> Iterator[None]:
     """Print a user's error as one line on stderr and end with its exit code; with `debug`, let every exception through.
 
     A user's error is an exception whose class has an `exit_code`: UserError, or PluginError
-    of the package that knows no other.
+    of the package that knows no other. Memory that ran out is one, too.
     `offline`: the command reads nothing but an artifact and must not reach for a hub.
 
     Anything else is a fault of ours: one line that asks to run again with --debug, and exit code 1. SIGTERM ends the
@@ -40,6 +40,9 @@ def reported(debug: bool, offline: bool = True) -> Iterator[None]:
         if isinstance(code := getattr(type(e), "exit_code", None), int):
             sys.stderr.write(f"error: {e}\n")
             raise SystemExit(code) from None
+        if said := out_of_memory(e):
+            sys.stderr.write(f"error: {said}\n")
+            raise SystemExit(said.exit_code) from None
         sys.stderr.write(f"internal error: {type(e).__name__}: {e} (run again with --debug to see where)\n")
         raise SystemExit(1) from None
 

@@ -26,6 +26,17 @@ def not_installed(error: ModuleNotFoundError) -> UserError | None:
     )
 
 
+def out_of_memory(error: Exception) -> UserError | None:
+    """What to do where memory ran out, in Python, torch or CUDA; None for any other error."""
+    text = str(error).lower()
+    if not isinstance(error, MemoryError) and not any(t in text for t in ("not enough memory", "out of memory")):
+        return None
+    return UserError(
+        "Memory ran out: close other programs, or let this one take less (--max-memory, fewer --jobs, a smaller image); "
+        "finished steps are kept."
+    )
+
+
 def nearest(word: str, known: list[str]) -> str:
     """A clause naming the known words: first what `word` may have been meant to be, else all of them."""
     import difflib

@@ -51,6 +51,16 @@ def test_a_fault_of_ours_says_how_to_see_where(capsys: pytest.CaptureFixture[str
     assert code == 1 and said.startswith("internal error: KeyError") and "--debug" in said
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes.")]
+)
+def test_memory_that_ran_out_is_one_line_that_says_what_to_do(
+    error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, said = ended(error, capsys)
+    assert code == 2 and said.startswith("error: Memory ran out") and "--max-memory" in said and said.count("\n") == 1
+
+
 def test_debug_lets_every_exception_through() -> None:
     with pytest.raises(UserError), reported(debug=True):
         raise UserError("Do this.")
