@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 OURS = ("artifact", "export", "passes", "plugins", "engines")
 
 
@@ -26,14 +28,26 @@ def not_installed(error: ModuleNotFoundError) -> UserError | None:
     )
 
 
+# std::bad_alloc as pybind11 and onnxruntime report it, its arena's own words, torch's, CUDA's and plugins/device.py's.
+_MEMORY = re.compile(
+    r"bad[_ ]alloc|failed to allocate memory|out of memory|cannot allocate memory|not enough memory|OUT_OF_MEMORY"
+    r"|do not fit into the GPU's memory",
+    re.IGNORECASE,
+)
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether the error says that memory ran out: MemoryError, or the words of a library."""
+    return isinstance(error, MemoryError) or bool(_MEMORY.search(str(error)))
+
+
 def out_of_memory(error: Exception) -> UserError | None:
-    """What to do where memory ran out, in Python, torch or CUDA; None for any other error."""
-    text = str(error).lower()
-    if not isinstance(error, MemoryError) and not any(t in text for t in ("not enough memory", "out of memory")):
+    """What to do where memory ran out; None for any other error."""
+    if not ran_out_of_memory(error):
         return None
     return UserError(
-        "Memory ran out: close other programs, or let this one take less (--max-memory, fewer --jobs, a smaller image); "
-        "finished steps are kept."
+        "Memory ran out: close other programs, or let this one take less (--max-memory, fewer --jobs, a smaller "
+        "image); finished steps are kept."
     )
 
 

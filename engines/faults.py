@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from artifact.errors import UserError
+from artifact.errors import UserError, ran_out_of_memory
 
 
 class OutOfMemory(UserError):
@@ -30,17 +29,9 @@ class NotFinite(UserError):
         self.component, self.output = component, output
 
 
-# std::bad_alloc as pybind11 and onnxruntime report it, its arena's own words, CUDA's and those of plugins/device.py.
-_WORDS = re.compile(
-    r"bad[_ ]alloc|failed to allocate memory|out of memory|cannot allocate memory|OUT_OF_MEMORY"
-    r"|do not fit into the GPU's memory",
-    re.IGNORECASE,
-)
-
-
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the error says that memory ran out: MemoryError, or the words of onnxruntime, CUDA or our driver."""
-    return isinstance(error, (MemoryError, OutOfMemory)) or bool(_WORDS.search(str(error)))
+    """Whether the error says that memory ran out: ours, Python's, or the words of onnxruntime, CUDA or our driver."""
+    return isinstance(error, OutOfMemory) or ran_out_of_memory(error)
 
 
 def refuse_names(name: str, inputs: Collection[str], feeds: Mapping[str, np.ndarray]) -> None:
