@@ -34,12 +34,13 @@ def test_the_rss_probe_sees_memory_come_and_go() -> None:
     assert rss.name == "rss"
     before = rss.now()
     block = mmap.mmap(-1, 64 * MB)
-    block.write(b"\1" * (64 * MB))
+    for _ in range(64):  # never a second block of that size, which would be seen, too
+        block.write(b"\1" * MB)
     held = rss.now()
     block.close()
     assert 60 * MB < held - before < 72 * MB and rss.now() - before < 8 * MB
-    assert rss.high_water is not None and rss.high_water() >= held
-    assert resident_bytes("VmHWM") >= resident_bytes("VmRSS") > 10 * MB
+    assert rss.high_water is not None and rss.high_water() >= held - MB  # the kernel counts pages in batches
+    assert resident_bytes("VmHWM") + MB >= resident_bytes("VmRSS") > 10 * MB
 
 
 def test_the_recorder_keeps_samples_marks_and_the_peak() -> None:

@@ -167,7 +167,7 @@ def test_a_dry_run_knows_how_large_it_becomes(sana_built: Path, store: Store) ->
         model=str(sana_built.with_name("model")), out=sana_built, cache=store.root, rank=16, data_free=True,
         references=0, text_encoder_bits="4",
     )  # fmt: skip
-    row = next(r for r in dry_run(asked) if (r.component, r.form) == ("text_encoder", "w4a16"))
+    row = next(r for r in dry_run(asked).rows if (r.component, r.form) == ("text_encoder", "w4a16"))
     assert row.layers == row.solved == 14
     held = ir.load(Artifact.open(sana_built).model("text_encoder", "svdq-int4")).graph.initializers.values()
     size = sum(v.const_value.nbytes for v in held if v.name.startswith(("layers.", "embed", "norm")))
