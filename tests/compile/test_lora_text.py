@@ -185,8 +185,8 @@ def test_its_engine_is_refitted_within_the_reserved_rank(artifact: Path, tmp_pat
     plan.write(path, {
         "component": TEXT, "preset": PRESETS[0], "sm": "87", "tensorrt": "10.3.0", "plugin_sha256": None,
         "plugin_in_plan": False, "onnx_sha256": plan.graph_sha256(opened, graph), "source_sha256": "5" * 64,
-        "profiles": [], "refittable": True, "structure_sha256": structure_sha256(opened, graph), "weight_streaming": False,
-        "builder": "api",
+        "profiles": [], "refittable": True, "structure_sha256": structure_sha256(opened, graph),
+        "weight_streaming": False, "builder": "api",
     })  # fmt: skip
     assert not [line for line in advice(opened) if path.name in line]
     lora = loras.random({"encoder.block.0.layer.0.SelfAttention.q": (128, 128)}, TEXT, rank=rank)
