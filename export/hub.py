@@ -22,16 +22,13 @@ def wanted(files: list[str]) -> list[str]:
 def download(model: str) -> Path:
     """The local snapshot of a hub repository. Raises UserError where it is neither cached nor reachable."""
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    unreachable = (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, ValueError)
+    unreachable = _unreachable()
     try:
         files = wanted(huggingface_hub.HfApi().list_repo_files(model))
         return Path(huggingface_hub.snapshot_download(model, allow_patterns=files))
     except unreachable as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
-    except RuntimeError as error:  # httpx errors of a closed or refused connection derive from it
-        reason = " ".join(str(error).split())[:160]
     try:
         return Path(huggingface_hub.snapshot_download(model, local_files_only=True))
     except unreachable:
@@ -39,3 +36,15 @@ def download(model: str) -> Path:
             f"{model!r} is neither a directory here nor in the hub's cache, and the hub did not give it ({reason}): "
             "check the name, your network and `huggingface-cli login`, or give a directory."
         ) from None
+
+
+def _unreachable() -> tuple[type[Exception], ...]:
+    """What huggingface_hub raises where it does not give a repository: its own errors, and those of its HTTP client."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    own = (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, ValueError, RuntimeError)
+    try:
+        import httpx  # from huggingface_hub 1.0 on; errors of requests, before it, are OSErrors
+    except ModuleNotFoundError:
+        return own
+    return (*own, httpx.HTTPError, httpx.InvalidURL)
