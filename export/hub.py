@@ -23,28 +23,16 @@ def download(model: str) -> Path:
     """The local snapshot of a hub repository. Raises UserError where it is neither cached nor reachable."""
     import huggingface_hub
 
-    unreachable = _unreachable()
+    huggingface_hub.logging.set_verbosity_error()  # it says of every try that it failed
     try:
         files = wanted(huggingface_hub.HfApi().list_repo_files(model))
         return Path(huggingface_hub.snapshot_download(model, allow_patterns=files))
-    except unreachable as error:
+    except Exception as error:  # its own errors and those of its HTTP client, which is another one every few versions
         reason = " ".join(str(error).split())[:160] or type(error).__name__
     try:
         return Path(huggingface_hub.snapshot_download(model, local_files_only=True))
-    except unreachable:
+    except (huggingface_hub.errors.LocalEntryNotFoundError, OSError, ValueError):
         raise UserError(
             f"{model!r} is neither a directory here nor in the hub's cache, and the hub did not give it ({reason}): "
             "check the name, your network and `huggingface-cli login`, or give a directory."
         ) from None
-
-
-def _unreachable() -> tuple[type[Exception], ...]:
-    """What huggingface_hub raises where it does not give a repository: its own errors, and those of its HTTP client."""
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    own = (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, ValueError, RuntimeError)
-    try:
-        import httpx  # from huggingface_hub 1.0 on; errors of requests, before it, are OSErrors
-    except ModuleNotFoundError:
-        return own
-    return (*own, httpx.HTTPError, httpx.InvalidURL)
