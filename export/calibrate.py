@@ -17,7 +17,7 @@ from artifact.pictures import Pictures
 from artifact.sampling import Progress, initial_noise, sample
 from export.batches import batch_size, batches, within
 from export.between import fitting
-from export.blockwise import block_by_block
+from export.blockwise import block_by_block, in_file
 from export.components import latent_rule
 from export.pipeline import denoiser_of
 from export.prompt_files import default_prompts, read_prompts, reference_prompts
@@ -33,10 +33,12 @@ class Reservoir:
     """A uniform draw of at most `rows` of all the rows that are offered, whatever their number.
 
     Every row gets a random number and the rows with the smallest stay: the memory is that of the draw, and the
-    choice depends only on the seed and on the order in which rows come.
+    choice depends only on the seed and on the order in which rows come. The draw lies in an unnamed file in
+    `directory`: those of all layers together have gigabytes.
     """
 
-    def __init__(self, rows: int, seed: int) -> None:
+    def __init__(self, rows: int, seed: int, directory: Path) -> None:
+        self._directory = directory
         self._random = np.random.Generator(np.random.PCG64(seed))
         self._drawn = np.full(rows, np.inf)  # the random number of each kept row, infinity for a free place
         self._kept: np.ndarray | None = None  # float32 [rows, K]
@@ -46,7 +48,7 @@ class Reservoir:
         values = values.detach().reshape(-1, values.shape[-1])
         rows = len(self._drawn)
         if self._kept is None:
-            self._kept = np.empty((rows, values.shape[-1]), np.float32)
+            self._kept = in_file(self._directory, (rows, values.shape[-1]), torch.float32).numpy()
         drawn = self._random.random(values.shape[0])
         limit = np.partition(np.concatenate((self._drawn, drawn)), rows - 1)[rows - 1]
         chosen = np.flatnonzero(drawn <= limit)
@@ -56,11 +58,14 @@ class Reservoir:
             self._drawn[free] = drawn[chosen]
 
     def array(self) -> np.ndarray:
-        """[rows or fewer, K] float16, or float32 where float16 cannot hold a value."""
+        """[rows or fewer, K] float16, or float32 where float16 cannot hold a value; in a file, too."""
         assert self._kept is not None, "nothing was offered"
         order = np.argsort(self._drawn, kind="stable")[: np.isfinite(self._drawn).sum()]
         kept = self._kept[order]
-        return kept if np.abs(kept).max() > np.finfo(np.float16).max else kept.astype(np.float16)
+        wide = np.abs(kept).max() > np.finfo(np.float16).max
+        found = in_file(self._directory, kept.shape, torch.float32 if wide else torch.float16).numpy()
+        found[:] = kept
+        return found
 
 
 def calibrate(
@@ -87,7 +92,7 @@ def calibrate(
     convolutions. The unconditional half of guidance counts like the rest.
     """
     denoiser = denoiser_of(pipe)
-    reservoirs = {key: Reservoir(rows, _seed(seed, key)) for key in modules}
+    reservoirs = {key: Reservoir(rows, _seed(seed, key), directory) for key in modules}
     hooks = [
         denoiser.get_submodule(path).register_forward_pre_hook(_hook(reservoirs[key])) for key, path in modules.items()
     ]
@@ -104,7 +109,7 @@ def calibrate(
     finally:
         for hook in hooks:
             hook.remove()
-    return {key: reservoir.array() for key, reservoir in reservoirs.items()}
+    return {key: reservoirs.pop(key).array() for key in modules}
 
 
 def _hook(reservoir: Reservoir) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,9 @@ def compile_model(options: Options, stages: Stages) -> tuple[Artifact, dict[str,
         asked = ask(build, layers)
         pipe = _LazyPipeline(source, options.memory_limit)
         samples = calibrate_all(build, of_denoiser, calibration, pipe)
-        solved = solve_all(build, layers, asked, samples)
         drawn = _references(build, examples, pipe)
+        pipe.close()  # before workers want the memory
+        solved = solve_all(build, layers, asked, samples)
         # Without its manifest the directory is no artifact: a kill from here on leaves none that is half old.
         (out / manifests.NAME).unlink(missing_ok=True)
         references: dict[str, Any] = {}
@@ -108,6 +110,11 @@ class _LazyPipeline:
 
             self.pipe = load_pipeline(self.source, self.max_bytes)
         return self.pipe
+
+    def close(self) -> None:
+        """Free it."""
+        self.pipe = None
+        gc.collect()  # modules whose weights stay in files refer to themselves through their hooks
 
 
 def _export(build: Build) -> dict[str, ir.Model]:

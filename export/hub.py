@@ -22,19 +22,16 @@ def wanted(files: list[str]) -> list[str]:
 def download(model: str) -> Path:
     """The local snapshot of a hub repository. Raises UserError where it is neither cached nor reachable."""
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    unreachable = (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, ValueError)
+    huggingface_hub.logging.set_verbosity_error()  # it says of every try that it failed
     try:
         files = wanted(huggingface_hub.HfApi().list_repo_files(model))
         return Path(huggingface_hub.snapshot_download(model, allow_patterns=files))
-    except unreachable as error:
+    except Exception as error:  # its own errors and those of its HTTP client, which is another one every few versions
         reason = " ".join(str(error).split())[:160] or type(error).__name__
-    except RuntimeError as error:  # httpx errors of a closed or refused connection derive from it
-        reason = " ".join(str(error).split())[:160]
     try:
         return Path(huggingface_hub.snapshot_download(model, local_files_only=True))
-    except unreachable:
+    except (huggingface_hub.errors.LocalEntryNotFoundError, OSError, ValueError):
         raise UserError(
             f"{model!r} is neither a directory here nor in the hub's cache, and the hub did not give it ({reason}): "
             "check the name, your network and `huggingface-cli login`, or give a directory."

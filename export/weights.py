@@ -84,8 +84,9 @@ def _one_frame(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _tensor(weight: Weight, dtype: ir.DataType, name: str, last_frame: bool) -> ir.TensorProtocol:
     """The weight in the graph's dtype, or its last frame."""
     shape = ir.Shape(_one_frame(weight.shape) if last_frame else weight.shape)
-    if _ONNX_TYPE.get(weight.dtype) == dtype and not last_frame:
-        file = weight.file.resolve()  # hub caches are links; readers of external data refuse those
+    file = weight.file.resolve()  # hub caches are links; readers of external data refuse those
+    # They refuse hard links, too, which some caches and copies consist of: such a file is read as if to be converted.
+    if _ONNX_TYPE.get(weight.dtype) == dtype and not last_frame and file.stat().st_nlink == 1:
         return ir.ExternalTensor(
             file.name, weight.offset, weight.nbytes, dtype, shape=shape, name=name, base_dir=str(file.parent)
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -21,10 +23,10 @@ def pipe(flux):
     return load_pipeline(flux)
 
 
-def test_a_reservoir_draws_uniformly_and_without_repetition():
+def test_a_reservoir_draws_uniformly_and_without_repetition(tmp_path):
     counts = np.zeros(200)
     for seed in range(400):
-        reservoir = Reservoir(20, seed)
+        reservoir = Reservoir(20, seed, tmp_path)
         for part in torch.arange(200.0)[:, None].split(37):
             reservoir.offer(part)
         drawn = reservoir.array()[:, 0].astype(int)
@@ -34,23 +36,32 @@ def test_a_reservoir_draws_uniformly_and_without_repetition():
     assert counts.min() > 40 - 5 * 6 and counts.max() < 40 + 5 * 6
 
 
-def test_a_reservoir_does_not_depend_on_how_rows_are_offered():
+def test_a_reservoir_does_not_depend_on_how_rows_are_offered(tmp_path):
     rows = torch.randn(300, 5)
     drawn = []
     for size in (300, 100, 7):
-        reservoir = Reservoir(50, 3)
+        reservoir = Reservoir(50, 3, tmp_path)
         for part in rows.split(size):
             reservoir.offer(part)
         drawn.append(reservoir.array())
     assert np.array_equal(drawn[0], drawn[1]) and np.array_equal(drawn[0], drawn[2])
 
 
-def test_a_reservoir_keeps_all_of_few_rows_and_widens_where_float16_overflows():
-    reservoir = Reservoir(50, 0)
+def test_a_reservoir_keeps_all_of_few_rows_and_widens_where_float16_overflows(tmp_path):
+    reservoir = Reservoir(50, 0, tmp_path)
     reservoir.offer(torch.ones(2, 3, 4))
     assert reservoir.array().shape == (6, 4) and reservoir.array().dtype == np.float16
     reservoir.offer(torch.full((1, 4), 1e5))
     assert reservoir.array().dtype == np.float32 and reservoir.array().max() == 1e5
+
+
+def test_what_a_reservoir_holds_and_gives_lies_in_files(tmp_path):
+    reservoir = Reservoir(64, 0, tmp_path)
+    reservoir.offer(torch.ones(100, 512))
+    given = reservoir.array()
+    mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in line]
+    assert len(mapped) == 2 and not list(tmp_path.iterdir())
+    assert given.shape == (64, 512) and (given == 1).all()
 
 
 def test_samples_are_bounded_seeded_and_named_by_key(flux, pipe, tmp_path):

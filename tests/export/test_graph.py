@@ -19,7 +19,7 @@ from artifact.errors import UserError
 from export import weights
 from export.components import components
 from export.fake_module import fake_module
-from export.graph import export_graph
+from export.graph import export_graph, write_graph
 from export.graph_cache import graph_bytes, graph_key, load_prepared
 from export.source import Source, open_source
 from export.tidy import SCOPE
@@ -119,7 +119,7 @@ def test_another_process_with_another_hash_seed_gives_the_same_bytes(graph):
 import hashlib
 from export.source import Source, open_source
 from export.components import components
-from export.graph import export_graph
+from export.graph import export_graph, write_graph
 from export.graph_cache import graph_bytes
 for c in components(open_source({str(source.root)!r})):
     if c.name in {names!r}:
@@ -184,3 +184,16 @@ def test_attention_names_of_old_files_are_found(graph, copy):
     bound = bind_weights(model.clone(), _with_vae(copy, rename), component)
     for one, two in zip(weight_values(bound), weight_values(model), strict=True):
         assert np.array_equal(one.const_value.numpy(), two.const_value.numpy())
+
+
+def test_files_with_hard_links_are_written_all_the_same(copy, graph, tmp_path):
+    """onnx-ir and onnxruntime refuse external data in them."""
+    _, _, model = graph("flux", "vae_decoder", "float16")
+    source = open_source(str(copy))
+    component = next(c for c in components(source) if c.name == "vae_decoder")
+    for file in source.weights("vae").files:
+        os.link(file, tmp_path / file.name)
+    bound = bind_weights(model.clone(), source, component)
+    write_graph(bound, tmp_path / "model.onnx")
+    for name, value in ir.load(tmp_path / "model.onnx").graph.initializers.items():
+        assert np.array_equal(value.const_value.numpy(), model.graph.initializers[name].const_value.numpy()), name

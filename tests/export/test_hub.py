@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import huggingface_hub
 import pytest
 
 from artifact.errors import UserError
@@ -22,21 +23,28 @@ def test_only_configs_safetensors_and_tokenizers_are_fetched():
     ]  # fmt: skip
 
 
-def test_an_unreachable_hub_is_one_sentence(monkeypatch, tmp_path):
-    import huggingface_hub
+class ConnectError(Exception):
+    """As HTTP clients have their own, of no common base."""
 
-    def offline(*_, **__):
-        raise huggingface_hub.errors.LocalEntryNotFoundError("no network")
+
+def no_name(*_, **__):
+    raise ConnectError("[Errno -2] Name or service not known")
+
+
+def not_cached(*_, **__):
+    raise huggingface_hub.errors.LocalEntryNotFoundError("no network")
+
+
+@pytest.mark.parametrize("offline", [no_name, not_cached])
+def test_an_unreachable_hub_is_one_sentence(monkeypatch, offline):
 
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", offline)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", not_cached)
     with pytest.raises(UserError, match="neither a directory here nor in the hub's cache"):
         open_source("someone/something")
 
 
 def test_a_cached_snapshot_is_used_offline(monkeypatch, flux_directory):
-    import huggingface_hub
-
     def offline(*_, **__):
         raise huggingface_hub.errors.OfflineModeIsEnabled("offline")
 
