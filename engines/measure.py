@@ -15,9 +15,10 @@ import numpy as np
 import typer
 
 from artifact.command import reported
+from artifact.free import trim
 from artifact.manifest import Artifact
 from engines.apart import Apart
-from engines.memory import Recorder, probe, trim
+from engines.memory import Recorder, probe
 from engines.modes import MODES, import_libraries
 from engines.references import Timed
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import resource
 import sys
 import threading
@@ -88,12 +86,6 @@ class Recorder:
     def _watch(self) -> None:
         while not self._stop.wait(self.period_s):
             self._sample()
-
-
-def trim() -> None:
-    """Give memory that was freed back to the system: glibc keeps freed small blocks for later otherwise."""
-    with contextlib.suppress(AttributeError, OSError):  # another C library
-        ctypes.CDLL(None).malloc_trim(ctypes.c_size_t(0))
 
 
 def resident_bytes(field: str) -> int:

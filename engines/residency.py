@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from artifact.errors import UserError
+from artifact.free import trim
 from engines.backends import Runner, WeightStreaming
 from engines.faults import NotFinite, OutOfMemory
-from engines.memory import trim
 from engines.modes import MODES
 
 log = logging.getLogger("engines")

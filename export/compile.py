@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from artifact import manifest as manifests
 from artifact.files import remove_partials
-from artifact.free import available_bytes
+from artifact.free import available_bytes, trim
 from artifact.lock import held
 from artifact.manifest import Artifact
 from engines import targets
@@ -112,9 +112,10 @@ class _LazyPipeline:
         return self.pipe
 
     def close(self) -> None:
-        """Free it."""
+        """Free it, and give back to the system what weights that came and went have left in the C library's heap."""
         self.pipe = None
         gc.collect()  # modules whose weights stay in files refer to themselves through their hooks
+        trim()
 
 
 def _export(build: Build) -> dict[str, ir.Model]:

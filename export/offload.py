@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from accelerate.utils import PrefixedDataset
 
+from artifact.free import trim
 from export.components import Component
 from export.parts import MOST_BYTES, opened, parts
 from export.safetensors_index import WeightIndex
 from export.source import Source
 from export.weights import find_weight
+
+# Weights of a part from which on their memory goes back to the system at once: glibc keeps blocks of up to 32 MB in its
+# heap, and parts of other sizes that come and go make gigabytes of that.
+TRIMMED_BYTES = 64 << 20
 
 
 class _Weights(Mapping[str, torch.Tensor]):
@@ -34,6 +40,21 @@ class _Weights(Mapping[str, torch.Tensor]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+class _Hook(AlignDevicesHook):
+    """Reads the weights before a part runs and drops them after."""
+
+    def init_hook(self, module: torch.nn.Module) -> torch.nn.Module:
+        weights = sum(p.numel() * p.element_size() for p in module.parameters())
+        self._trims = self.place_submodules and weights >= TRIMMED_BYTES
+        return super().init_hook(module)
+
+    def post_forward(self, module: torch.nn.Module, output: Any) -> Any:
+        output = super().post_forward(module, output)
+        if self._trims:
+            trim()
+        return output
 
 
 def offloaded(
@@ -59,6 +80,6 @@ def offloaded(
     for found, whole in ((around, False), (inside, True)):
         for name, part in found:
             its = PrefixedDataset(weights, f"{name}." if name else "")
-            hook = AlignDevicesHook(device, offload=True, weights_map=its, place_submodules=whole)
+            hook = _Hook(device, offload=True, weights_map=its, place_submodules=whole)
             add_hook_to_module(part, hook)
     return module.eval()

@@ -17,7 +17,8 @@ BOUND = 2_000_000  # bytes; it takes 2.5 kB an image over the other 800
 CODE = """
 import json, sys
 import engines
-from engines.memory import resident_bytes, trim
+from artifact.free import trim
+from engines.memory import resident_bytes
 kept, held = [], []
 with engines.load(sys.argv[1], threads=1, verify=False, memory=sys.argv[2]) as pipe:
     pipe.generation.update(guidance_scale=1.0)

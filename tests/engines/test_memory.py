@@ -185,7 +185,7 @@ def peak(root: Path, mode: str) -> tuple[int, int]:
     code = (
         "import json, sys; from engines.measure import measure; from engines.modes import *;"
         "from artifact.manifest import Artifact; import_libraries();"
-        "from engines.memory import resident_bytes as r, trim; trim();"
+        "from artifact.free import trim; from engines.memory import resident_bytes as r; trim();"
         "e = estimated_bytes(Artifact.open(sys.argv[1], False), 'fp16', 'onnxruntime', sys.argv[2]) - r('VmRSS');"
         "m = measure(sys.argv[1], 'fp16', 1, 1, sys.argv[2]);"
         "print(json.dumps([m['peak_bytes'] - m['before_load_bytes'], e]))"
@@ -244,7 +244,7 @@ def test_memory_that_really_runs_out_takes_the_next_mode(heavy: Path) -> None:
 
 def test_trimming_gives_freed_memory_back() -> None:
     code = (
-        "from engines.memory import resident_bytes as r, trim\n"
+        "from artifact.free import trim\nfrom engines.memory import resident_bytes as r\n"
         "blocks = [bytes(1000) for _ in range(100000)]; keep = blocks[-1]; held = r('VmRSS')\n"
         "keep = bytes(1000); del blocks; before = r('VmRSS'); trim(); print(held, before, r('VmRSS'))"
     )

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from artifact.sampling import initial_noise, sample
+from export import offload
 from export.calibrate import calibrate
 from export.components import latent_rule
 from export.pipeline import denoiser_of, load_pipeline
@@ -45,3 +46,19 @@ def test_the_largest_modules_are_left_out_first_and_decoders_never() -> None:
     assert on_meta(sum(sizes.values())) == set()
     assert on_meta(sum(sizes.values()) - 1) == {"transformer"}
     assert on_meta(0) == {"transformer", "text_encoder_2", "text_encoder"}
+
+
+def test_memory_of_a_large_part_goes_back_to_the_system_when_it_has_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, trimmed = load_pipeline(open_source("shapes-unet"), max_bytes=1 << 20), []
+    monkeypatch.setattr(offload, "trim", lambda: trimmed.append(1))
+    part = next(m for m in pipe.unet.modules() if isinstance(m, torch.nn.Linear))
+    part(torch.ones(1, part.in_features))
+    assert not trimmed and part.weight.is_meta
+    part._hf_hook._trims = True
+    part(torch.ones(1, part.in_features))
+    assert trimmed == [1]
+
+    monkeypatch.setattr(offload, "TRIMMED_BYTES", 0)
+    hooks = [m._hf_hook for m in load_pipeline(open_source("shapes-unet"), max_bytes=1 << 20).unet.modules()
+             if hasattr(m, "_hf_hook")]  # fmt: skip
+    assert any(h._trims for h in hooks) and all(h._trims == h.place_submodules for h in hooks)
