@@ -10,6 +10,7 @@ import logging
 import re
 
 from artifact.errors import UserError, nearest, not_installed
+from artifact.free import trim
 from artifact.manifest import Artifact
 from engines.memory import resident_bytes
 from engines.sizes import preset_bytes
@@ -111,6 +112,7 @@ def choose_mode(artifact: Artifact, preset: str, backend: str, mode: str | None,
     budget = parse_bytes(max_memory)
     if backend != "tensorrt":
         import_libraries()  # so that what they take counts as there already
+        trim()  # and freed heap, which the graphs can have, does not
     estimates = {m: estimated_bytes(artifact, preset, backend, m) for m in ((mode,) if mode else MODES)}
     for name, estimate in estimates.items():
         if estimate <= budget:

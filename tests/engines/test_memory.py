@@ -208,15 +208,20 @@ def test_each_mode_peaks_well_below_the_one_before(heavy: Path) -> None:
         assert abs(estimate - measured) < 0.3 * measured
 
 
-def test_a_budget_chooses_the_mode_that_stays_within_it(heavy: Path) -> None:
-    # In this process: what it holds already counts.
-    from engines.modes import choose_mode, import_libraries
+def test_a_budget_chooses_the_mode_that_stays_within_it(heavy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from engines import modes
 
-    import_libraries()
+    held = 500 * MB  # this process's own memory moves while tests run
+    monkeypatch.setattr(modes, "resident_bytes", lambda _: held)
     artifact = Artifact.open(heavy, verify=False)
-    pipelined = estimated_bytes(artifact, "fp16", "onnxruntime", "pipelined")
-    assert choose_mode(artifact, "fp16", "onnxruntime", None, pipelined + 30 * MB) == "pipelined"
-    assert choose_mode(artifact, "fp16", "onnxruntime", None, pipelined + 900 * MB) == "resident"
+    budget = estimated_bytes(artifact, "fp16", "onnxruntime", "pipelined") + 30 * MB
+    assert modes.choose_mode(artifact, "fp16", "onnxruntime", None, budget) == "pipelined"
+    assert modes.choose_mode(artifact, "fp16", "onnxruntime", None, budget + 900 * MB) == "resident"
+    held += 60 * MB  # what the process holds already counts
+    assert modes.choose_mode(artifact, "fp16", "onnxruntime", None, budget) == "streaming"
+    held += 900 * MB
+    with pytest.raises(UserError, match=r"needs about \d+ MB in streaming mode, more than --max-memory"):
+        modes.choose_mode(artifact, "fp16", "onnxruntime", None, budget)
 
 
 def test_memory_that_really_runs_out_takes_the_next_mode(heavy: Path) -> None:
