@@ -137,7 +137,7 @@ def show(rows: list[Compiled]) -> None:
 
     line("weights of the denoiser", [f"{r.weights / 1e9:.2f} G" for r in rows])
     line("4-bit layers", [str(r.layers) for r in rows])
-    line("mean error of a weight", [f"{100 * r.mean_error:.1f} %" for r in rows])
+    line("mean error of a layer", [f"{100 * r.mean_error:.1f} %" for r in rows])
     for stage in stages:
         line(f"{stage}, s", [f"{r.stages.get(stage, 0):.0f}" for r in rows])
     line("in all, s", [f"{r.seconds:.0f}" for r in rows])
