@@ -7,6 +7,7 @@ steps and components, is measured by `python -m engines.run` and the report.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -75,7 +76,7 @@ def benchmark(
     {"machine", "trtexec", "preset", "seconds", "engines": {component: {"compute_ms", "latency_ms" (p50, p90, p99,
     mean), "runs", "throughput_qps", "bytes", "peak_memory" {"bytes", "of"} or None, "layers", "plugin_layers",
     "profile" (slowest first), "warnings"}}}. trtexec says nothing of its peak memory: it is what the device lost
-    while it ran, so that other processes count, too.
+    while it ran, so that other processes count, too. Its times lie beside each engine (Plan.times) from then on.
     Raises UserError for an engine that is missing, of another machine, or that trtexec does not run.
     """
     version = trtexec.version(tool)
@@ -116,6 +117,7 @@ def _time(
             raise UserError(f"trtexec {version} does not run {built.path.name} ({trtexec.failure(code, log)}).")
         slow, information = (_text(Path(p), version) for p in (out.model, out.layers))
         measured = trtexec.read_times(Path(out.plan))
+        shutil.copyfile(out.plan, built.times)
     summary = trtexec.read_summary(log)
     listed = layers.parse(information)
     return {

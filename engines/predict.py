@@ -66,6 +66,18 @@ def _bytes(count: float) -> str:
     return bytes_text(count)
 
 
+def _bytes_range(band: Band) -> str:
+    return f"{_bytes(band.expected)} ({_bytes(band.low)} to {_bytes(band.high)})"
+
+
+def _doubt(p: Prediction) -> str:
+    """That what fits as expected does not at the upper end of its band."""
+    bands = {"resident": p.resident_band, "pipelined": p.pipelined_band}
+    if p.usable_bytes is None or p.fits not in bands or bands[p.fits].high <= p.usable_bytes:
+        return ""
+    return ", but not at the upper end of the band"
+
+
 def _range(band: Band | None, unit: str = "") -> str:
     if band is None:
         return "–"
@@ -111,8 +123,8 @@ def show(prediction: Prediction, title: str, measured: Measured | None = None) -
         tell(f"of that between the graphs: {_range(p.host_ms)} ms")
     of = f" of {_bytes(p.usable_bytes)} usable" if p.usable_bytes is not None else ""
     tell(
-        f"memory: {_bytes(p.resident_bytes)} with everything loaded, {_bytes(p.pipelined_bytes)} pipelined{of}: "
-        f"{_FITS[p.fits]}"
+        f"memory: {_bytes_range(p.resident_band)} with everything loaded, {_bytes_range(p.pipelined_band)} "
+        f"pipelined{of}: {_FITS[p.fits]}{_doubt(p)}"
     )
     own = p.runtime_bytes + sum(c.structure_bytes for c in p.components)
     tell(f"of that the runtime's own: {_bytes(own)}")

@@ -11,7 +11,7 @@ import ctypes
 import re
 import subprocess
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -103,6 +103,7 @@ class Target:
 
 
 SYSTEM_GB = 2.0  # what the system keeps of a Jetson's shared memory
+OTHER_MEMORY = 0.2  # share by which a device's memory differs from its row's for it to be another device
 AMPERE = frozenset({"fp16", "bf16", "int8", "int4"})  # int4: mma.m16n8k64 on s4, sm_80 to sm_89
 ADA = AMPERE | {"fp8"}
 HOPPER = frozenset({"fp16", "bf16", "int8", "fp8"})  # s4 is emulated from here on
@@ -239,7 +240,8 @@ def check_preset(target: Target, preset: str) -> str:
 def auto(root: Path = Path("/"), query: Callable[[], str] | None = None) -> Target:
     """The target of this machine; cpu where no NVIDIA GPU is found or none of the table's. Never fails.
 
-    `root` and `query` (what `nvidia-smi --query-gpu=name,compute_cap` prints) are for tests.
+    A device with another memory than its row's, of a smaller module or card of the same series, is that row with its
+    own memory. `root` and `query` (what `listing` gives) are for tests.
     """
     try:
         return _jetson(root) or _card((query or listing)()) or TARGETS[0]
@@ -258,7 +260,10 @@ def jetson_linux(root: Path = Path("/")) -> str:
 
 
 def listing() -> str:
-    """The GPUs of this machine, "name, 8.9" a line, from NVML, else from nvidia-smi. Raises OSError without either."""
+    """The GPUs of this machine, "name, 8.9, 24564" a line (MiB of memory), from NVML, else from nvidia-smi.
+
+    Raises OSError without either.
+    """
     return _nvml() or _nvidia_smi()
 
 
@@ -267,15 +272,45 @@ def _jetson(root: Path) -> Target | None:
     if not (root / "etc/nv_tegra_release").exists():
         return None
     model = (root / "proc/device-tree/model").read_text(encoding="utf-8", errors="replace").lower()
-    return next((find(name) for words, name in _JETSON_MODELS if words in model), None)
+    row = next((find(name) for words, name in _JETSON_MODELS if words in model), None)
+    memory = _memory_bytes(root)
+    return _as_here(row, memory) if row and memory else row
+
+
+def _memory_bytes(root: Path) -> int | None:
+    """What Linux has of the memory, without what the firmware keeps; None where it does not say."""
+    try:
+        found = re.search(r"MemTotal:\s+(\d+) kB", (root / "proc/meminfo").read_text(encoding="ascii"))
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
 
 
 def _card(listing: str) -> Target | None:
-    """By the compute capability of the first GPU in nvidia-smi's listing, "name, 8.9" a line."""
+    """By the compute capability and the memory of the first GPU in the listing."""
     first = listing.strip().splitlines()[0] if listing.strip() else ""
-    capability = first.rpartition(",")[2].strip()
-    same = [t for t in TARGETS if t.compute_capability == capability and not t.shared_memory]
-    return same[0] if same else None
+    found = re.search(r",\s*(\d+\.\d+)(?:,\s*(\d+))?$", first)
+    same = [t for t in TARGETS if found and t.compute_capability == found[1] and not t.shared_memory]
+    if not same or not found:
+        return None
+    return _as_here(same[0], int(found[2]) << 20) if found[2] else same[0]
+
+
+def _as_here(row: Target, memory_bytes: int) -> Target:
+    """The row with this machine's memory where that is no rounding of its own.
+
+    Its rates are then those of another device, so none of them is verified, and the largest image is the one of the
+    row with as much memory.
+    """
+    here = memory_bytes / 1e9
+    if row.memory_gb is None or abs(here / row.memory_gb - 1) < OTHER_MEMORY:
+        return row
+    sides = [t.max_side for t in TARGETS if t.memory_gb and t.max_side and t.memory_gb <= here / (1 - OTHER_MEMORY)]
+    smallest = min(t.max_side for t in TARGETS if t.max_side)
+    return replace(
+        row, title=f"{row.title}, with {here:.1f} GB", memory_gb=round(here, 1), max_side=max(sides, default=smallest),
+        sources={**row.sources, "memory_gb": "this machine"}, unverified=frozenset(FIGURES) - {"memory_gb"},
+    )  # fmt: skip
 
 
 def _nvml(library: str = "libnvidia-ml.so.1") -> str:
@@ -287,24 +322,28 @@ def _nvml(library: str = "libnvidia-ml.so.1") -> str:
         count, lines = ctypes.c_uint(), []
         nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
         for i in range(count.value):
-            device, name, major, minor = (
-                ctypes.c_void_p(),
-                ctypes.create_string_buffer(96),
-                ctypes.c_int(),
-                ctypes.c_int(),
-            )
+            device, name, memory = ctypes.c_void_p(), ctypes.create_string_buffer(96), _Memory()
+            major, minor = ctypes.c_int(), ctypes.c_int()
             nvml.nvmlDeviceGetHandleByIndex_v2(i, ctypes.byref(device))
             nvml.nvmlDeviceGetName(device, name, len(name))
             if nvml.nvmlDeviceGetCudaComputeCapability(device, ctypes.byref(major), ctypes.byref(minor)) == 0:
-                lines.append(f"{name.value.decode()}, {major.value}.{minor.value}")
+                line = f"{name.value.decode()}, {major.value}.{minor.value}"
+                told = nvml.nvmlDeviceGetMemoryInfo(device, ctypes.byref(memory)) == 0
+                lines.append(f"{line}, {memory.total >> 20}" if told else line)
         nvml.nvmlShutdown()
         return "\n".join(lines)
     except (OSError, AttributeError):
         return ""
 
 
+class _Memory(ctypes.Structure):
+    """nvmlMemory_t, in bytes."""
+
+    _fields_ = [(name, ctypes.c_ulonglong) for name in ("total", "free", "used")]
+
+
 def _nvidia_smi() -> str:
-    command = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
+    command = ["nvidia-smi", "--query-gpu=name,compute_cap,memory.total", "--format=csv,noheader,nounits"]
     return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
 
 
@@ -349,9 +388,9 @@ def main(
                 if of:
                     print(f"  {', '.join(of)}: {source}")
         print("\n(?) one source only, or an uncertain one")
-        found, linux = versions.installed(), jetson_linux()
+        found, linux, here = versions.installed(), jetson_linux(), auto()
         print(
-            f"this machine: {auto().name}, TensorRT {found or 'not found'}"
+            f"this machine: {here.name} ({here.title}), TensorRT {found or 'not found'}"
             + (f", Jetson Linux {linux}" if linux else "")
         )
 

@@ -80,18 +80,19 @@ def validate(
 ) -> dict[str, Any]:
     """Measure a preset, judge it by `limits` (budgets.limits), and add the result to the artifact's history.
 
-    `times`: by component the file of trtexec's times. Returns the result, whose fields docs/validate.md explains; where
-    the history cannot be written, a note of it says so. Raises UserError where anything could not run; then the history
-    stays as it was.
+    `times`: by component the file of trtexec's times; for the others on TensorRT those beside the engines. Returns the
+    result, whose fields docs/validate.md explains; where the history cannot be written, a note of it says so. Raises
+    UserError where anything could not run; then the history stays as it was.
     """
     limits = limits or {}
     told = progress or (lambda done, total, what: None)
     manifest = artifact.manifest
-    trtexec = {name: trtexec_times.read(path) for name, path in (times or {}).items()}
     if "min_prompt_score" in limits:
         budgets.refuse_uncheckable(comparison.prompts)
     runs, damaged = history.read(artifact.root, FORMAT)
     backend = choose_backend(artifact, preset, settings.backend)
+    kept = trtexec_times.beside_engines(artifact, preset) if backend == "tensorrt" else {}
+    trtexec = {name: trtexec_times.read(path) for name, path in {**kept, **(times or {})}.items()}
     environment = {**machine.describe(), "accelerator": accelerator()}
     told(0, 0, f"{preset}: latency and memory, at most {settings.seconds:g} s")
     raw = record_apart(

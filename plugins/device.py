@@ -250,8 +250,10 @@ class Graph:
 
     def _instantiate(self, recorded: ctypes.c_void_p) -> None:
         options = ctypes.c_uint64(0)
-        self._device.driver.call("cuGraphInstantiateWithFlags", ctypes.byref(self._executable), recorded, options)
-        self._device.driver.call("cuGraphDestroy", recorded)
+        try:
+            self._device.driver.call("cuGraphInstantiateWithFlags", ctypes.byref(self._executable), recorded, options)
+        finally:
+            self._device.driver.call("cuGraphDestroy", recorded)
 
     def launch(self, stream: Stream) -> None:
         self._device.driver.call("cuGraphLaunch", self._executable, ctypes.c_void_p(stream.handle))

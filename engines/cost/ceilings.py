@@ -14,8 +14,8 @@ import math
 import os
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import numpy as np
 
 from artifact.files import write_json
 from engines.cost.cache import Cold
+from engines.cost.pace import Pace, clock
 from engines.cost.probes import (
     BETWEEN,
     CALL,
@@ -47,7 +48,7 @@ from engines.cost.probes import (
 )
 from engines.cost.structure import Structure
 
-FORMAT = 3
+FORMAT = 4
 ROUNDS = 3
 RUNS = 5  # timed runs of a probe in each round; their median counts
 WARM_UP = 2  # runs before those: in its second one a session takes the memory that it keeps
@@ -60,14 +61,17 @@ Progress = Callable[[int, int], None]
 
 
 class Ceilings:
-    """Seconds per node by key and grid point, for `threads` threads (None: one per core). `structure`: bytes of what
-    onnxruntime holds of any graph; None where it was not measured."""
+    """Seconds per node by key and grid point, for `threads` threads (None: one per core), at the pace at which the
+    fixed work of engines/cost/pace.py takes `unit` seconds. `structure`: bytes of what onnxruntime holds of any graph;
+    None where it was not measured."""
 
     def __init__(self, threads: int | None = None, seconds: dict[str, dict[Point, float]] | None = None) -> None:
         self.threads = threads
         self.structure: Structure | None = None
+        self.unit: float | None = None  # None: the usual pace of what this object measures
         self.seconds: dict[str, dict[Point, float]] = seconds or {}
-        self._taken: dict[tuple[str, Point], list[float]] = {}  # what was measured by this object, a value a round
+        self._taken: dict[tuple[str, Point], list[float]] = {}  # in units of the pace, a value a round
+        self._pace: Pace | None = None
 
     @classmethod
     def cached(cls, threads: int | None = None) -> Ceilings:
@@ -81,10 +85,11 @@ class Ceilings:
                 for key, points in kept["seconds"].items()
             }
             structure = kept["structure"] and Structure(**kept["structure"])
+            unit = float(kept["unit"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return cls(threads)
         known = cls(threads, {k: v for k, v in found.items() if set(v) == set(grid(k))})
-        known.structure = structure
+        known.structure, known.unit = structure, unit
         return known
 
     def save(self) -> None:
@@ -93,8 +98,18 @@ class Ceilings:
         target.parent.mkdir(parents=True, exist_ok=True)
         text = {k: {",".join(map(str, p)): s for p, s in v.items()} for k, v in self.seconds.items()}
         structure = self.structure and self.structure.to_json()
-        content = {"format": FORMAT, "machine": identity(self.threads), "seconds": text, "structure": structure}
-        write_json(target, content)
+        unit = self.unit or self.pace.usual
+        write_json(
+            target, {"format": FORMAT, "machine": identity(self.threads), "unit": unit, "seconds": text,
+                     "structure": structure},
+        )  # fmt: skip
+
+    @property
+    def pace(self) -> Pace:
+        """Of this machine with these threads."""
+        if self._pace is None:
+            self._pace = Pace(self.threads)
+        return self._pace
 
     def missing(self, keys: Iterable[str]) -> list[str]:
         """Those of the keys that are not measured."""
@@ -103,46 +118,68 @@ class Ceilings:
     def measure(self, keys: Iterable[str], rounds: int = ROUNDS, progress: Progress | None = None) -> None:
         """Measure the keys' grids, every point once a round, so that a disturbance hits few of them for good.
 
-        The median of all rounds is kept, those of earlier calls included. The least would be that of a lucky moment, at
-        every point of another one: no model has that luck in all of its nodes at once. One thread is timed by its own
-        CPU time, which other processes on the machine do not lengthen; several by the clock.
+        The median of all rounds is kept, those of earlier calls included, at the pace that the machine usually had
+        while all of them were taken, or at that of the times it already held.
         """
         points = [(k, p) for k in sorted(set(keys) - set(ALWAYS)) for p in grid(k)]
         for i in range(rounds):
-            empty = _seconds(EMPTY, (16,), self.threads, 0)[0]
-            shape = (_seconds(EMPTY, (16,), self.threads, 16)[0] - empty) / 16
+            empty = self._timed(EMPTY, (16,), 0)[0]
+            shape = (self._timed(EMPTY, (16,), 16)[0] - empty) / 16
             for state in (HOT, COLD):
-                self.keep(CALL, state, _calling(self.threads, evict=state == COLD))
+                self.keep(CALL, state, self.pace.relative(partial(_calling, self.threads, state == COLD)))
             self._keep_launches()
             self._keep_wakes()
             moving = [(key, (size,)) for key, size in itertools.product((READ, COPY), MOVED)]
             for j, (key, point) in enumerate([*moving, *points]):
-                taken, count, shapes = _seconds(key, point, self.threads)
+                taken, count, shapes = self._timed(key, point)
                 self.keep(key, point, (taken - empty - shapes * shape) / count)
                 if progress:
                     progress(i * (len(moving) + len(points)) + j + 1, rounds * (len(moving) + len(points)))
+        self.settle()
+
+    def _timed(self, key: str, point: Point, copies: int | None = None) -> tuple[float, int, int]:
+        """The median time of a run of the probe in units of the pace, its number of nodes, and those of Shape beside
+        them."""
+        session, feeds, count, shapes = _session(key, point, self.threads, copies)
+        return self.pace.relative(lambda: _seconds(session, feeds, self.threads)), count, shapes
+
+    def _beside(self, key: str, without: str, point: Point) -> tuple[float, float]:
+        """The median time that the one probe takes more than the other, run in turn, and that of the other."""
+        mixed, feeds = _session(key, point, self.threads, None)[:2]
+        alone = _session(without, point, self.threads, None)[0]
+        more, other = self.pace.relative(lambda: _in_turn(mixed, alone, feeds, self.threads))
+        return more, other
 
     def _keep_launches(self) -> None:
         """What nodes cost beyond their elements, and how much more where others run between them.
 
         Both the tiny nodes and those that move data suffer from each other: either half of them half of it.
         """
-        tiny = {p: _beside(LAUNCH, MOVERS, p, self.threads)[0] / (TIMES * KINDS) for p in grid(LAUNCH)}
+        tiny = {p: self._beside(LAUNCH, MOVERS, p)[0] / (TIMES * KINDS) for p in grid(LAUNCH)}
         for point, each in tiny.items():
             self.keep(LAUNCH, point, (tiny[(BETWEEN[0],)] + each) / 2)
 
     def _keep_wakes(self) -> None:
         """What a product and the others around it lose by each other, and how long the others are."""
-        found = {p: _beside(WAKE, GAP, p, self.threads) for p in grid(WAKE)}
+        found = {p: self._beside(WAKE, GAP, p) for p in grid(WAKE)}
         for point, (product, others) in found.items():
             self.keep(WAKE, point, (product - found[(OTHERS[0],)][0]) / WAKES)
             self.keep(GAP, point, others / WAKES)
 
-    def keep(self, key: str, point: Point, seconds: float) -> None:
-        """Another value of a round."""
-        taken = self._taken.setdefault((key, point), [])
-        taken.append(max(seconds, 1e-8))
-        self.seconds.setdefault(key, {})[point] = statistics.median(taken)
+    def keep(self, key: str, point: Point, relative: float) -> None:
+        """Another value of a round, in units of the pace."""
+        self._taken.setdefault((key, point), []).append(float(relative))
+        self._settle(key, point)
+
+    def settle(self) -> None:
+        """Tell all that was taken in seconds, at the pace that is usual by now."""
+        for key, point in self._taken:
+            self._settle(key, point)
+
+    def _settle(self, key: str, point: Point) -> None:
+        # Not the least of all rounds: no model has the luck of all of its nodes' best moments at once.
+        usual = statistics.median(self._taken[key, point]) * (self.unit or self.pace.usual)
+        self.seconds.setdefault(key, {})[point] = max(usual, 1e-8)
 
     def time(self, work: Class) -> float:
         """Seconds of a node with all at hand that it needs.
@@ -240,47 +277,40 @@ def _calling(threads: int | None, evict: bool) -> float:
         path = Path(directory) / "empty.onnx"
         path.write_bytes(model)
         session = Session(path, "empty", threads).open()
-        return _timed(lambda: session.run(feeds), threads, evict)
+        return timed(lambda: session.run(feeds), threads, evict)
 
 
-def _clock(threads: int | None) -> Callable[[], float]:
-    return time.thread_time if threads == 1 else time.perf_counter
-
-
-def _beside(key: str, without: str, point: Point, threads: int | None) -> tuple[float, float]:
-    """The median time that the one graph takes more than the other, run in turn on the same data, and of the other."""
-    mixed, feeds, _, _ = _session(key, point, threads, None)
-    alone = _session(without, point, threads, None)[0]
+def _in_turn(mixed: Any, alone: Any, feeds: dict[str, np.ndarray], threads: int | None) -> tuple[float, float]:
+    """The median seconds by which the first session takes longer than the second, and those of the second."""
     shared = {i.name: feeds[i.name] for i in alone.get_inputs()}
-    clock, more, other = _clock(threads), list[float](), list[float]()
+    now, more, other = clock(threads), list[float](), list[float]()
     for _ in range(WARM_UP + PAIRS):
-        start = clock()
+        start = now()
         alone.run(None, shared)
-        between = clock()
+        between = now()
         mixed.run(None, feeds)
         other.append(between - start)
-        more.append(clock() - between - other[-1])
+        more.append(now() - between - other[-1])
     return statistics.median(more[WARM_UP:]), statistics.median(other[WARM_UP:])
 
 
-def _seconds(key: str, point: Point, threads: int | None, copies: int | None = None) -> tuple[float, int, int]:
-    """The median time of a run of the probe, its number of nodes, and those of Shape beside them."""
-    session, feeds, count, shapes = _session(key, point, threads, copies)
-    return _timed(lambda: session.run(None, feeds), threads), count, shapes
+def _seconds(session: Any, feeds: dict[str, np.ndarray], threads: int | None) -> float:
+    """The median time of a run of the probe."""
+    return timed(lambda: session.run(None, feeds), threads)
 
 
-def _timed(run: Callable[[], object], threads: int | None, evict: bool = False) -> float:
+def timed(run: Callable[[], object], threads: int | None, evict: bool = False) -> float:
     """The median of some runs after those that warm up; with `evict`, other data are used before each."""
-    clock, taken = _clock(threads), list[float]()
+    now, taken = clock(threads), list[float]()
     other = np.zeros(OTHER_DATA) if evict else None
     for _ in range(WARM_UP):
         run()
     for _ in range(RUNS):
         if other is not None:
             other += 1.0
-        start = clock()
+        start = now()
         run()
-        taken.append(clock() - start)
+        taken.append(now() - start)
         if sum(taken) > ENOUGH_S:
             break
     return statistics.median(taken)

@@ -7,8 +7,8 @@ Before one answers, other data take the core's cache, as a graph's would; neithe
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from artifact.pictures import any_pictures
 from artifact.sampling import initial_noise, sample
 from engines.cost.ceilings import OTHER_DATA, Ceilings
 from engines.cost.graph import read
+from engines.cost.pace import clock
 from engines.cost.probes import STEPS
 from engines.families import layout
 from engines.references import Timed
@@ -79,7 +80,7 @@ class Host:
 
         batch, height, width = size
         self.key = key(artifact, size)
-        self._clock = time.thread_time if threads == 1 else time.perf_counter
+        self._clock = clock(threads)
         self._stand_ins: dict[str, Any] = {}
         for name in artifact.manifest["components"]:
             model, made = artifact.model(name, preset), {}
@@ -100,7 +101,8 @@ class Host:
         """Keep the median time of an image in few and in more steps."""
         for steps in STEPS:
             self._draw(steps)
-            ceilings.keep(self.key, (steps,), statistics.median(self._draw(steps) for _ in range(runs)))
+            drawn = [ceilings.pace.relative(partial(self._draw, steps)) for _ in range(runs)]
+            ceilings.keep(self.key, (steps,), statistics.median(drawn))
 
     def _draw(self, steps: int) -> float:
         for each in self._stand_ins.values():

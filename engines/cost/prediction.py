@@ -24,8 +24,11 @@ from engines.pipeline import choose
 from engines.shapes import input_shapes
 from engines.targets import Target
 
-FORMAT = 3
+FORMAT = 4
 CPU_BAND = 0.25  # bench/predict.py's bound on the deviation from measured latency
+MEMORY_BAND = 0.3  # on the CPU, what `bench/predict.py --memory` allows; of graphs, without the runtime
+# On a GPU, assumed: activations share buffers better or worse than by liveness; contexts differ by driver.
+GPU_ACTIVATIONS, GPU_CONTEXT = (0.5, 2.0), (0.5, 2.0)
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,14 @@ class Component:
     def memory_bytes(self) -> int:
         """What the component needs while it runs."""
         return self.weight_bytes + self.activation_bytes + self.workspace_bytes + self.structure_bytes
+
+    def memory(self, is_cpu: bool) -> Band:
+        """The same with its band, in bytes."""
+        if is_cpu:
+            return Band(1 - MEMORY_BAND, 1.0, 1 + MEMORY_BAND).times(self.memory_bytes)
+        varying = self.activation_bytes + self.workspace_bytes
+        low, high = GPU_ACTIVATIONS
+        return Band(self.weight_bytes, self.weight_bytes, self.weight_bytes) + Band(low, 1.0, high).times(varying)
 
 
 class Form:
@@ -114,10 +125,11 @@ class Forms:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A preset on a target. Bytes include what the runtime takes, `runtime_bytes` of them that no graph takes. `fits`:
-    "resident" (all components at once), "pipelined" (the denoiser and the text encoders, or it and the decoder), "no",
-    or None where the target's memory is not known. `host_ms` of the image pass between the graphs; None where that is
-    not counted."""
+    """A preset on a target. Bytes include what the runtime takes, `runtime_bytes` of them that no graph takes;
+    `resident_band` and `pipelined_band` are the same bytes at best and at worst. `fits`: "resident" (all components at
+    once), "pipelined" (the denoiser and the text encoders, or it and the decoder), "no", or None where the target's
+    memory is not known; by the expected bytes. `host_ms` of the image pass between the graphs; None where that is not
+    counted."""
 
     target: str
     preset: str
@@ -130,6 +142,8 @@ class Prediction:
     image_ms: Band | None
     resident_bytes: int
     pipelined_bytes: int
+    resident_band: Band
+    pipelined_band: Band
     runtime_bytes: int
     usable_bytes: int | None
     fits: str | None
@@ -176,15 +190,19 @@ def predict(
     known = len(bands) == len(components) and (between is not None or not is_cpu)
     image = sum(bands, between or Band(0.0, 0.0, 0.0)) if known else None
     base = _runtime_bytes(artifact, preset, forms, ceilings, (batch, height, width)) if is_cpu else CONTEXT_BYTES
-    resident = base + sum(c.memory_bytes for c in components)
-    held = Counter[str]()
+    runtime = Band(base, base, base) if is_cpu else Band(GPU_CONTEXT[0], 1.0, GPU_CONTEXT[1]).times(base)
+    resident = sum((c.memory(is_cpu) for c in components), runtime)
+    held: dict[str, Band] = {}
     for c in components:
-        held[c.role] += c.memory_bytes
-    pipelined = base + held.pop("denoiser") + max(held.values())  # all text encoders at once, as engines/residency.py
+        held[c.role] = held.get(c.role, Band(0, 0, 0)) + c.memory(is_cpu)
+    denoiser = held.pop("denoiser")
+    # All text encoders at once, as engines/residency.py.
+    pipelined = runtime + denoiser + max(held.values(), key=lambda band: band.expected)
     usable = _usable_bytes(target)
+    least, most = round(pipelined.expected), round(resident.expected)
     return Prediction(
-        target.name, preset, height, width, steps, batch, components, between, image, resident, pipelined, base,
-        usable, fits(resident, pipelined, usable), tuple(_assumptions(target, ceilings, components)),
+        target.name, preset, height, width, steps, batch, components, between, image, most, least, resident, pipelined,
+        base, usable, fits(most, least, usable), tuple(_assumptions(target, ceilings, components)),
         tuple(sorted(target.unverified & _FIGURES)),
     )  # fmt: skip
 
@@ -308,12 +326,15 @@ def _assumptions(target: Target, ceilings: Ceilings | None, components: tuple[Co
     if target.compute_capability is None:
         said = cpu.assumptions(ceilings)
         if ceilings:
-            said.append(f"The band is {CPU_BAND:.0%} either way, what bench/predict.py allows.")
+            said.append(
+                f"The bands are {CPU_BAND:.0%} either way for latency and {MEMORY_BAND:.0%} for the graphs' memory, "
+                "what bench/predict.py allows."
+            )
     else:
         said = [
             *roofline.assumptions(target),
             f"Memory: weights, activations by liveness, the plugin's workspace, and {CONTEXT_BYTES / 1e6:.0f} MB for "
-            "the CUDA context and TensorRT (assumed).",
+            "the CUDA context and TensorRT; its band is half to twice of all but the weights (assumed).",
         ]
     for c in components:
         if c.uncounted:

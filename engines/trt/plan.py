@@ -3,6 +3,7 @@
     engines/<component>.<preset>.sm87.trt10.3.plan          the engine
     engines/<component>.<preset>.sm87.trt10.3.plan.json     its record, written last: without it there is no engine
     engines/<component>.<preset>.sm87.trt10.3.layers.json   what TensorRT says of its layers
+    engines/<component>.<preset>.sm87.trt10.3.times.json    what trtexec timed, once `python -m engines.benchmark` ran
 
 TensorRT's own refusals of a strange engine are late, partly crashes, and never say what to do; hence the record.
 """
@@ -55,6 +56,16 @@ class Plan:
     def layers(self) -> Path:
         """The file with TensorRT's layer information."""
         return self.path.with_suffix(".layers.json")
+
+    @property
+    def times(self) -> Path:
+        """The file with trtexec's times of it, as --exportTimes writes it."""
+        return self.path.with_suffix(".times.json")
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether trtexec timed this engine, and not one that was built before it."""
+        return self.times.is_file() and self.times.stat().st_mtime >= sidecar(self.path).stat().st_mtime
 
     @property
     def activation_bytes(self) -> int:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from artifact.errors import UserError, nearest
+from artifact.manifest import Artifact
+from engines.trt import plan
 from engines.trt.trtexec import read_times
 from engines.validation import drift, timing
 
@@ -24,6 +26,15 @@ def files_by_component(given: Iterable[str], components: Sequence[str]) -> dict[
             raise UserError(f"--times names {name!r} twice ({found[name]} and {file}): give one file for each.")
         found[name] = Path(file)
     return found
+
+
+def beside_engines(artifact: Artifact, preset: str) -> dict[str, Path]:
+    """The times that `python -m engines.benchmark` left of this preset's engines, by component.
+
+    Raises UserError for an engine that may not be loaded here.
+    """
+    plans = {name: plan.find(artifact, name, preset) for name in artifact.manifest["components"]}
+    return {name: p.times for name, p in plans.items() if p.is_timed}
 
 
 def read(path: Path) -> dict[str, Any]:

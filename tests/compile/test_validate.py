@@ -1,4 +1,4 @@
-"""A real build of the bundled model is validated: the numbers are those of its report, and a budget breaks by name."""
+"""Real builds of the bundled models are validated: the numbers are those of its report, and a budget breaks by name."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ def run(*arguments: object) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.fixture(scope="module")
-def copy(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["built", "built_unet"], ids=["shapes-dit", "shapes-unet"])
+def copy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    built: Path = request.getfixturevalue(request.param)
     return Path(shutil.copytree(built, tmp_path_factory.mktemp("validated") / "artifact"))
 
 
-def test_a_bundled_model_is_measured_and_a_budget_breaks_by_name(built: Path, copy: Path) -> None:
+def test_a_bundled_model_is_measured_and_a_budget_breaks_by_name(copy: Path) -> None:
     code, out, error = run(copy, "--preset", "svdq-int4", "--json", "--runs", 2, "--max-seconds", 2, "--min-psnr", 10,
                            "--max-disk-mb", 1)  # fmt: skip
     result = json.loads(out)
     jsonschema.validate(result, SCHEMA)
-    report = json.loads((built / "report.json").read_text(encoding="utf-8"))
+    report = json.loads((copy / "report.json").read_text(encoding="utf-8"))
     reported = next(p for p in report["presets"] if p["name"] == "svdq-int4")
     assert code == 1
     assert error == f"broken: disk {result['disk']['total_bytes'] / 1e6:.2f} MB is above --max-disk-mb 1\n"

@@ -77,6 +77,8 @@ def test_auto_knows_a_jetson_by_its_model(tmp_path: Path, model: str, name: str)
         ("NVIDIA GeForce RTX 4090, 8.9\n", "rtx-40"),
         ("NVIDIA H200, 9.0\nNVIDIA H200, 9.0\n", "h200"),
         ("NVIDIA GeForce RTX 5070, 12.0", "rtx-50"),
+        ("NVIDIA GeForce RTX 4060, 8.9, 8188", "rtx-40"),
+        ("NVIDIA A100-SXM4-80GB, 8.0, 81920", "cpu"),
         ("Tesla P100, 6.0", "cpu"),
         ("", "cpu"),
         ("No devices were found", "cpu"),
@@ -84,6 +86,34 @@ def test_auto_knows_a_jetson_by_its_model(tmp_path: Path, model: str, name: str)
 )
 def test_auto_knows_a_card_by_its_compute_capability(tmp_path: Path, listing: str, name: str) -> None:
     assert auto(tmp_path, lambda: listing).name == name
+
+
+@pytest.mark.parametrize(
+    ("model", "kilobytes", "memory_gb", "side"),
+    [
+        ("NVIDIA Jetson Orin NX", 15_656_000, 16, 1024),  # less what the firmware keeps
+        ("NVIDIA Jetson Orin NX", 7_620_000, 7.8, 512),
+        ("NVIDIA Jetson Orin Nano", 7_620_000, 8, 512),
+        ("NVIDIA Jetson Orin Nano", 3_650_000, 3.7, 512),
+        ("NVIDIA Jetson AGX Orin", 31_350_000, 32.1, 1024),
+    ],
+)
+def test_a_smaller_module_is_its_row_with_its_own_memory(
+    tmp_path: Path, model: str, kilobytes: int, memory_gb: float, side: int
+) -> None:
+    jetson(tmp_path, model)
+    (tmp_path / "proc/meminfo").write_text(f"MemTotal:       {kilobytes} kB\nMemFree: 1 kB\n")
+    found = auto(tmp_path, no_gpu)
+    assert (found.memory_gb, found.max_side) == (memory_gb, side)
+    if found != find(found.name):
+        assert found.title == f"{find(found.name).title}, with {memory_gb} GB"
+        assert shown(found, "memory_gb") == f"{memory_gb:g}" and shown(found, "fp16_tflops").endswith("(?)")
+
+
+def test_a_smaller_card_is_its_series_with_its_own_memory(tmp_path: Path) -> None:
+    small, large = (auto(tmp_path, lambda m=m: f"NVIDIA GeForce RTX, 8.9, {m}") for m in (8188, 24564))
+    assert large == find("rtx-40")
+    assert (small.memory_gb, small.usable_gb, small.max_side, small.name) == (8.6, 8.6, 512, "rtx-40")
 
 
 def test_auto_is_cpu_without_a_gpu_and_never_fails(tmp_path: Path) -> None:
@@ -158,6 +188,10 @@ int nvmlShutdown(void) { return 0; }
 int nvmlDeviceGetCount_v2(unsigned* n) { *n = 2; return 0; }
 int nvmlDeviceGetHandleByIndex_v2(unsigned i, void** device) { *device = (void*)(long)(i + 1); return 0; }
 int nvmlDeviceGetName(void* device, char* name, unsigned size) { strncpy(name, "NVIDIA H200", size); return 0; }
+int nvmlDeviceGetMemoryInfo(void* device, unsigned long long* memory) {
+    memory[0] = 143771ull << 20;
+    return device == (void*)1 ? 0 : 3;  // the second one does not tell
+}
 int nvmlDeviceGetCudaComputeCapability(void* device, int* major, int* minor) {
     *major = 9;
     *minor = (int)(long)device - 1;
@@ -172,6 +206,6 @@ def test_cards_are_listed_by_nvml_without_nvidia_smi(tmp_path: Path) -> None:
     command = ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(library)]
     subprocess.run(command, input=NVML, text=True, check=True)
     found = targets._nvml(str(library))
-    assert found == "NVIDIA H200, 9.0\nNVIDIA H200, 9.1"
+    assert found == "NVIDIA H200, 9.0, 143771\nNVIDIA H200, 9.1"
     assert auto(tmp_path, lambda: found).name == "h200"
     assert targets._nvml(str(tmp_path / "none.so")) == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -138,9 +139,9 @@ def test_they_are_kept_for_this_machine_and_no_other(tmp_path: Path, monkeypatch
     known = made(**{NEG: 1.0})
     known.save()
     assert Ceilings.cached(1).structure is None
-    known.structure = Structure(1e6, 10.5, 5.0, 100.0)
+    known.structure, known.unit = Structure(1e6, 10.5, 5.0, 100.0), 3e-4
     known.save()
-    assert Ceilings.cached(1).structure == known.structure
+    assert Ceilings.cached(1).structure == known.structure and Ceilings.cached(1).unit == 3e-4
     assert Ceilings.cached(1).seconds == known.seconds and Ceilings.cached(2).seconds == {}
     assert path(1) != path(2)
     assert Ceilings.cached(1).missing([NEG, PRODUCT]) == [PRODUCT]
@@ -163,15 +164,22 @@ def test_points_of_an_older_grid_are_measured_again(tmp_path: Path, monkeypatch:
 def test_measuring_keeps_the_median_of_all_rounds_and_what_always_belongs(monkeypatch: pytest.MonkeyPatch) -> None:
     rounds = []
 
-    def seconds(key: str, point: tuple[int, ...], *a: object, **k: object) -> tuple[float, int, int]:
+    def timed(self: Ceilings, key: str, point: tuple[int, ...], *a: object) -> tuple[float, int, int]:
         if (key, point) == (READ, (MOVED[0],)):
             rounds.append(key)
         return {EMPTY: 0.0, READ: 1e-3, COPY: 2e-3, NEG: [3e-6, 1e-6, 2e-6][len(rounds) - 1]}[key], 1, 0
 
-    monkeypatch.setattr(module, "_seconds", seconds)
-    monkeypatch.setattr(module, "_calling", lambda *a, **k: 1e-5)
+    class Even:
+        usual = 1.0
+
+        def relative(self, measure: Callable[[], float]) -> float:
+            return measure()
+
     beside = TIMES * KINDS * 1e-6
-    monkeypatch.setattr(module, "_beside", lambda key, without, point, threads: (
+    monkeypatch.setattr(Ceilings, "_timed", timed)
+    monkeypatch.setattr(Ceilings, "pace", Even())
+    monkeypatch.setattr(module, "_calling", lambda *a, **k: 1e-5)
+    monkeypatch.setattr(Ceilings, "_beside", lambda self, key, without, point: (
         (3 if point[0] else 1) * beside, 1e-3))  # fmt: skip
     known = Ceilings(1, {NEG: {p: 1e-7 for p in grid(NEG)}})
     seen = []
@@ -182,6 +190,12 @@ def test_measuring_keeps_the_median_of_all_rounds_and_what_always_belongs(monkey
     assert set(known.seconds[NEG].values()) == {2e-6}  # between 3 and 1
     known.measure([NEG], rounds=1)
     assert set(known.seconds[NEG].values()) == {2e-6}  # and of 3, 1 and 2
+    Even.usual = 2.0  # the machine is slower on the whole than it was at first
+    known.settle()
+    assert set(known.seconds[NEG].values()) == {4e-6}
+    known.unit = 0.5  # times that it already held are of a faster machine
+    known.settle()
+    assert set(known.seconds[NEG].values()) == {1e-6}
 
 
 PROBES = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -19,6 +20,7 @@ from engines.cost.probes import STEPS
 from engines.cost.structure import Structure
 from engines.evaluate import FORMAT as REPORT
 from engines.predict import app
+from engines.targets import find
 from tests.engines.cost.invented import always
 
 STRUCTURE = Structure(session=1e6, half=10.0, other=5.0, kind=100.0)
@@ -34,11 +36,11 @@ SCHEMA = {
     "additionalProperties": False,
     "required": [
         "format", "target", "preset", "height", "width", "steps", "batch", "components", "host_ms", "image_ms",
-        "resident_bytes", "pipelined_bytes", "runtime_bytes", "usable_bytes", "fits", "assumptions", "unverified",
-        "measured",
+        "resident_bytes", "pipelined_bytes", "resident_band", "pipelined_band", "runtime_bytes", "usable_bytes", "fits",
+        "assumptions", "unverified", "measured",
     ],
     "properties": {
-        "format": {"const": 3},
+        "format": {"const": 4},
         "target": {"type": "string"},
         "preset": {"type": "string"},
         **dict.fromkeys(("height", "width", "steps", "batch"), COUNT),
@@ -53,8 +55,7 @@ SCHEMA = {
                 "date": {"type": "string"},
             },
         },
-        "host_ms": BAND,
-        "image_ms": BAND,
+        **dict.fromkeys(("host_ms", "image_ms", "resident_band", "pipelined_band"), BAND),
         "fits": {"enum": ["resident", "pipelined", "no"]},
         "assumptions": {"type": "array", "items": {"type": "string"}, "minItems": 3},
         "unverified": {"type": "array", "items": {"type": "string"}},
@@ -106,7 +107,16 @@ def test_the_table_tells_what_fits_what_was_assumed_and_what_is_unverified(tiny_
     assert done.exit_code == 0
     for part in ("fits, all components at once", "unverified", "docs/roofline.md", "assumed, not measured", "vae"):
         assert part in said
+    assert "not at the upper end" not in said
     assert "unverified" not in run(tiny_flux, "--target", "h200").output
+
+
+def test_what_may_not_fit_is_said(tiny_flux: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A little more memory than the context and the graphs take, and less than their band."""
+    small = replace(find("orin-nano"), memory_gb=2.41)
+    monkeypatch.setattr("engines.targets.find", lambda name: small)
+    said = " ".join(run(tiny_flux, "--target", "orin-nano").output.split())
+    assert "fits, all components at once, but not at the upper end of the band" in said
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from artifact.errors import UserError
 from artifact.manifest import Artifact
 from engines.cost import cpu, host, structure
 from engines.cost.ceilings import Ceilings, grid
-from engines.cost.prediction import CPU_BAND, Form, Prediction, calls_per_image, fits, predict
+from engines.cost.prediction import CPU_BAND, MEMORY_BAND, Form, Prediction, calls_per_image, fits, predict
 from engines.cost.probes import STEPS
 from engines.cost.structure import Structure
 from engines.modes import CONTEXT_BYTES
@@ -71,6 +71,18 @@ def test_memory_is_what_the_components_hold(tiny_flux: Artifact) -> None:
     others = max(each["text_encoder"] + each["text_encoder_2"], each["vae_decoder"])
     assert p.pipelined_bytes == CONTEXT_BYTES + each["transformer"] + others < p.resident_bytes
     assert p.usable_bytes == 6_000_000_000 and p.fits == "resident"
+    weights = sum(c.weight_bytes for c in p.components)
+    assert p.resident_band.expected == p.resident_bytes and p.pipelined_band.expected == p.pipelined_bytes
+    assert p.resident_band.low - weights == pytest.approx((p.resident_bytes - weights) / 2)
+    assert p.resident_band.high - weights == pytest.approx((p.resident_bytes - weights) * 2)
+    assert p.pipelined_band.high < p.resident_band.high
+
+
+def test_the_band_of_memory_on_this_cpu_is_of_the_graphs_alone(tiny_flux: Artifact) -> None:
+    p = predict(tiny_flux, find("cpu"), "fp16")
+    graphs = p.resident_bytes - p.runtime_bytes
+    assert p.resident_band.high == pytest.approx(p.runtime_bytes + graphs * (1 + MEMORY_BAND))
+    assert p.resident_band.low == pytest.approx(p.runtime_bytes + graphs * (1 - MEMORY_BAND))
 
 
 def test_what_fits(tiny_flux: Artifact) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -16,9 +17,10 @@ from artifact.errors import UserError
 from artifact.manifest import Artifact
 from engines import targets
 from engines.benchmark import PERIOD_S, RESULT, app, benchmark, show
-from engines.trt import machine, trtexec
+from engines.trt import machine, plan, trtexec, versions
 from engines.trt.build import build_engines
 from engines.trt.job import Options
+from engines.validation import trtexec_times
 from tests.engines.trt.small import PRESET
 
 ORIN = targets.find("agx-orin")
@@ -170,3 +172,20 @@ def test_without_trtexec_the_command_says_how_to_get_it(
     assert ended.value.code == 2
     err = capsys.readouterr().err
     assert err.startswith("error: There is no trtexec on PATH") and err.count("\n") == 1
+
+
+def test_the_validator_finds_its_times_beside_the_engines(
+    artifact: Artifact, library: Path, with_tool: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = with_tool("10.3.0")
+    monkeypatch.setattr(versions, "installed", lambda: versions.Version.parse("10.3.0"))
+    built(artifact, library)
+    assert trtexec_times.beside_engines(artifact, PRESET) == {}
+    benchmark(artifact, PRESET, tool, "transformer", 1)
+    found = trtexec_times.beside_engines(artifact, PRESET)
+    assert list(found) == ["transformer"]
+    assert trtexec_times.read(found["transformer"])["compute_p50_ms"] == pytest.approx(1.595)
+    record = plan.sidecar(plan.find(artifact, "transformer", PRESET).path)
+    later = found["transformer"].stat().st_mtime + 10
+    os.utime(record, (later, later))
+    assert trtexec_times.beside_engines(artifact, PRESET) == {}  # of an engine that was built again since
