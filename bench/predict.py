@@ -2,9 +2,10 @@
 
 Latency of every component and of an image of the given artifacts, and of a block in FLUX's shape at three sizes, made
 here with random weights. Micro-benchmarks and models are measured in turn in one run, with one thread, which is timed
-by its own CPU time (other processes do not lengthen that; on a quiet machine it is the latency, shown beside it).
-Both are told at one pace of the machine, which is looked at before and after each (engines/cost/pace.py). Memory: growth
-of a fresh process that runs one graph. Ends with 1 where a latency is off by more than 25 %, or memory by more than 30 %.
+by its own CPU time (other processes do not lengthen that; on a quiet machine it is the latency, shown beside it). Both
+are told at one pace of the machine, which is looked at before and after each measurement (engines/cost/pace.py).
+Memory: growth of a fresh process that runs one graph. Ends with 1 where a latency is off by more than 25 %, or memory
+by more than 30 %.
 """
 
 from __future__ import annotations
