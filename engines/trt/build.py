@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -174,7 +174,7 @@ def _one(artifact: Artifact, job: Job, builder: str, say: Say, progress: Progres
         return present
     if builder == "api" and (refitted := _refitted(path, job, metadata, say)):
         return refitted
-    for stale in (plan.sidecar(path), path, path.with_suffix(".layers.json")):
+    for stale in (plan.sidecar(path), path, *(path.with_suffix(s) for s in (".layers.json", ".times.json"))):
         stale.unlink(missing_ok=True)
     if twin := _twin(path, job, metadata):
         say(f"  the same graph as that of {twin.path.name}, taken over")
@@ -184,11 +184,25 @@ def _one(artifact: Artifact, job: Job, builder: str, say: Say, progress: Progres
             shutil.copyfile(twin.layers, partial)
         return plan.write(path, metadata | _of_the_build(twin))
     with written_whole(path) as partial:
-        made = api.build(job, partial, say, progress) if builder == "api" else trtexec.build(job, partial, say)
+        if builder == "api":
+            made = api.build(job, partial, say, progress)
+        else:
+            with _waiting(f"trtexec builds {job.component}", progress):
+                made = trtexec.build(job, partial, say)
         for line in layers.judge(layers.parse(made.layers), graph.read(job.model), f"{job.component} of {job.preset}"):
             say(f"  {line}")
     write_text(path.with_suffix(".layers.json"), made.layers)
     return plan.write(path, {**metadata, "activation_bytes": made.activation_bytes})
+
+
+@contextmanager
+def _waiting(what: str, progress: Progress | None) -> Iterator[None]:
+    """trtexec tells no progress: one phase, begun and ended, so that at least its time runs."""
+    if progress:
+        progress(what, 0, 1)
+    yield
+    if progress:
+        progress(what, 1, 1)
 
 
 def _metadata(artifact: Artifact, job: Job, builder: str) -> dict[str, object]:

@@ -86,6 +86,14 @@ def test_the_python_api_of_every_version_builds_and_the_engines_are_found(
     assert ("Timing tactics", 5, 5) in seen and ("Timing tactics", 0, 5) in seen
 
 
+def test_trtexec_s_builds_are_phases_of_the_progress(artifact: Artifact, library: Path, with_tool: Put) -> None:
+    with_tool("10.3.0")
+    seen: list[tuple[str, int, int]] = []
+    build(artifact, library, progress=lambda *step: seen.append(step))
+    begun = [(f"trtexec builds {c}", n, 1) for c in ("text_encoder", "transformer", "vae_decoder") for n in (0, 1)]
+    assert seen == begun
+
+
 @pytest.mark.parametrize("version", PYTHON_VERSIONS)
 def test_the_python_api_is_asked_for_what_the_user_asked_for(
     artifact: Artifact, library: Path, with_module: Put, version: str
