@@ -23,8 +23,11 @@ PAGE = 4096  # bytes that are kept or forgotten together
 
 @dataclass(frozen=True)
 class Cold:
-    """`moved`: bytes since the last node of its kind, or the share of a run's that puts the node itself as far away. What is gone: `weight`, share of a product's
-    weight; bytes that the node reads (`read`, without that weight) and writes (`written`)."""
+    """`moved`: bytes since the last node of its kind, or the share of a run's that puts the node itself as far away.
+
+    What is gone: `weight`, share of a product's weight; bytes that the node reads (`read`, without that weight) and
+    writes (`written`).
+    """
 
     moved: int = 0
     weight: float = 0.0
@@ -74,8 +77,8 @@ def cold(graph: Graph, size: int) -> list[Cold]:
     for _ in range(2):  # the first run only fills the cache
         found = []
         for op in graph.ops:
-            # Its kernel's code was used by the last node of its kind, what onnxruntime holds of the node a run ago: in the
-            # launches' micro-benchmark as many times farther away as its chain goes through all kinds.
+            # Its kernel's code was used by the last node of its kind, what onnxruntime holds of the node a run ago: in
+            # the launches' micro-benchmark as many times farther away as its chain goes through all kinds.
             since = max(min(moved - kinds.get(op.title, 0), most), most // TIMES)
             weight, read, written = 0.0, 0, 0
             if op.kind not in VIEWS:
