@@ -1,7 +1,8 @@
 """How fast this machine is from moment to moment: on a shared host that changes by half within a second.
 
-A fixed piece of work is timed right before and right after what is measured. Where both took the same, the machine kept
-its pace meanwhile, and the time is told in units of that work: two such times compare, whenever each was taken.
+A fixed piece of work is timed right before and right after what is measured. Where both took the same, and about what
+they took mostly, the machine kept its usual pace meanwhile, and the time is told in units of that work: two such times
+compare, whenever each was taken. (At another pace they compare less: products and memory do not slow down alike.)
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from typing import Any
 import numpy as np
 
 LOOKS = 3  # times that the fixed work is done for a look
-TRIES = 6  # of a measurement, until the pace before and after it is the same
-STEADY = 0.1  # by so much (of its logarithm) it may differ
+TRIES = 6  # of a measurement, until the pace is the usual one before and after it
+STEADY = 0.1  # by so much (of its logarithm) the two may differ
+LIKE = 0.15  # and their mean from what is usual
+RECENT = 1000  # looks that say what is usual
 
 
 class Pace:
@@ -32,6 +35,15 @@ class Pace:
         """The median of all looks so far, in seconds."""
         return statistics.median(self.looks or [self.look()])
 
+    @property
+    def frequent(self) -> float:
+        """Where recent looks lie closest together, in seconds: the middle of the shortest interval with half of them
+        (Rousseeuw, Least Median of Squares Regression, 1984). On a host with two paces the median may be neither."""
+        looks = sorted(self.looks[-RECENT:])
+        half = (len(looks) + 1) // 2
+        start = min(range(len(looks) - half + 1), key=lambda i: looks[i + half - 1] / looks[i])
+        return math.sqrt(looks[start] * looks[start + half - 1])
+
     def look(self) -> float:
         """Seconds of the fixed work now."""
         taken = []
@@ -45,17 +57,19 @@ class Pace:
     def relative(self, measure: Callable[[], Any]) -> Any:
         """What `measure` returns, seconds or an array of them, in units of the fixed work at that time.
 
-        It is called again where the pace changed meanwhile; of TRIES calls the one counts in which it changed least.
+        It is called again where the pace changed meanwhile or is not the frequent one; of TRIES calls the one counts
+        that is nearest to that.
         """
         best, found = math.inf, None
         for _ in range(TRIES):
             before = self.look()
             seconds = measure()
             after = self.look()
-            changed = abs(math.log(after / before))
-            if changed < best:
-                best, found = changed, np.asarray(seconds) / math.sqrt(before * after)
-            if changed < STEADY:
+            pace = math.sqrt(before * after)
+            off = max(abs(math.log(after / before)) / STEADY, abs(math.log(pace / self.frequent)) / LIKE)
+            if off < best:
+                best, found = off, np.asarray(seconds) / pace
+            if off < 1:
                 break
         return found
 

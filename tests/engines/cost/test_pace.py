@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from engines.cost.pace import LOOKS, TRIES, Pace
+from engines.cost.pace import LOOKS, RECENT, TRIES, Pace
 
 
 def paced(speeds: list[float]) -> tuple[Pace, Callable[[], float]]:
@@ -35,9 +35,9 @@ def steady(speed: float) -> list[float]:
 
 
 def test_a_slow_and_a_fast_machine_tell_the_same() -> None:
-    pace, work = paced(steady(1.0) + steady(1.7) + steady(0.6))
-    assert [pace.relative(work) for _ in range(3)] == pytest.approx([5.0] * 3)
-    assert pace.usual == pytest.approx(1.0)  # the median of 1, 1, 1.7, 1.7, 0.6 and 0.6
+    pace, work = paced(steady(1.0) + steady(1.7))
+    assert [pace.relative(work) for _ in range(2)] == pytest.approx([5.0] * 2)
+    assert pace.usual == pytest.approx(1.7) and len(pace.looks) == 6  # taken again until it was the frequent one
 
 
 def test_a_measurement_during_which_the_pace_changed_is_taken_again() -> None:
@@ -45,6 +45,23 @@ def test_a_measurement_during_which_the_pace_changed_is_taken_again() -> None:
     pace, work = paced(changed + steady(1.6))
     assert pace.relative(work) == pytest.approx(5.0)
     assert len(pace.looks) == 4
+
+
+def test_a_measurement_at_another_pace_is_taken_again() -> None:
+    """Products and memory do not slow down alike: this one is slowed down more than the fixed work."""
+    looks = 2 * LOOKS
+    pace, _ = paced(3 * looks * [1.0] + looks * [1.7] + looks * [1.0])
+    times = iter([5.0, 5.0, 5.0, 20.0, 5.0])
+    assert [float(pace.relative(lambda: next(times))) for _ in range(4)] == pytest.approx([5.0] * 4)
+
+
+def test_of_two_paces_one_is_frequent_and_the_median_is_neither() -> None:
+    pace, _ = paced([])
+    pace.looks = [1.0, 1.01, 1.02, 1.03, 1.3, 1.6, 1.62, 1.7]
+    assert pace.usual == pytest.approx(1.165)
+    assert pace.frequent == pytest.approx(1.015, rel=0.01)
+    pace.looks = [2.0] * RECENT + [1.0] * RECENT
+    assert pace.frequent == 1.0  # what it was before does not matter
 
 
 def test_where_it_always_changes_the_steadiest_of_some_counts() -> None:
