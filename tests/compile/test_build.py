@@ -128,17 +128,17 @@ def test_a_build_killed_at_any_moment_resumes_to_the_same_bytes(
 
 
 def test_a_rebuild_uses_what_is_stored_and_drops_presets_that_were_not_asked_for(
-    built: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    built: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def entries() -> dict[Path, int]:
-        """Files by inode: one that is written anew is another. Locks of builds that other tests run come and go."""
-        return {p: p.stat().st_ino for p in cache.rglob("*") if p.parent.name != BUILDS and p.is_file()}
-
     out = tmp_path / "again"
     shutil.copytree(built, out)
-    before = entries()
+    # A file that is written anew has another inode. Builds of other tests may add files meanwhile.
+    before = {p: p.stat().st_ino for p in cache.rglob("*") if p.parent.name != BUILDS and p.is_file()}
     compiled(monkeypatch, "--out", out, "--cache", cache, *SMALL, "--verbose")
-    assert before and entries() == before
+    assert before and {p: p.stat().st_ino for p in before} == before
+    layers = Artifact.open(out).manifest["layers"]["svdq-int4"]["transformer"]
+    stored = re.findall(r"^  (\S+): from the store$", capsys.readouterr().err, re.MULTILINE)
+    assert set(stored) == set(layers) and layers
     assert not (out / "transformer" / "int4-rtn.onnx").exists()
     same = onnx_files(built)
     assert all(same[name] == data for name, data in onnx_files(out).items())
