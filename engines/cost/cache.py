@@ -2,6 +2,8 @@
 
 A second-level cache that forgets what was not used for longest is played through: weights by name, activations by the
 address that onnxruntime's plan gives them (engines/cost/buffers.py), so that a tensor in a place just left finds it.
+A page of memory can only lie in some places of such a cache, by its physical address, which is anybody's guess: here it
+is drawn. So what would nearly fill the cache does not stay in it as a whole.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
+from zlib import crc32
 
 from engines.cost.buffers import places
 from engines.cost.graph import Graph, Tensor
@@ -17,6 +20,7 @@ from engines.cost.operations import VIEWS
 from engines.cost.probes import PRODUCTS, TIMES
 
 _LEVEL_2 = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")
+_WAYS = _LEVEL_2.with_name("ways_of_associativity")
 TYPICAL = 1 << 20  # bytes of a core's second-level cache where the system does not say
 PAGE = 4096  # bytes that are kept or forgotten together
 
@@ -44,33 +48,45 @@ def capacity() -> int:
         return TYPICAL
 
 
-class _Cache:
-    """Keys with their bytes, the one used last at the end."""
+def colours() -> int:
+    """Into how many sets of places pages are told apart by their addresses; 1 where the system does not say."""
+    try:
+        return max(1, capacity() // (int(_WAYS.read_text(encoding="ascii")) * PAGE))
+    except (OSError, ValueError, ZeroDivisionError):
+        return 1
 
-    def __init__(self, size: int) -> None:
-        self.size, self.used = size, 0
-        self.kept: OrderedDict[Hashable, int] = OrderedDict()
+
+class _Cache:
+    """Keys with their bytes in one of as many parts as there are colours, the one used last at the end."""
+
+    def __init__(self, size: int, colours: int) -> None:
+        self.size, self.part = size, size // colours
+        self.kept: list[OrderedDict[Hashable, int]] = [OrderedDict() for _ in range(colours)]
+        self.used = [0] * colours
 
     def use(self, key: Hashable, nbytes: int) -> bool:
-        """Whether it was there; it is afterwards, and the oldest keys are not."""
-        there = key in self.kept
+        """Whether it was there; it is afterwards, and the oldest keys of its colour are not."""
+        colour = crc32(repr(key).encode()) % len(self.kept)
+        kept = self.kept[colour]
+        there = key in kept
         if there:
-            self.kept.move_to_end(key)
+            kept.move_to_end(key)
         else:
-            self.kept[key] = nbytes
-            self.used += nbytes
-        while self.used > self.size:
-            self.used -= self.kept.popitem(last=False)[1]
+            kept[key] = nbytes
+            self.used[colour] += nbytes
+        while self.used[colour] > self.part:
+            self.used[colour] -= kept.popitem(last=False)[1]
         return there
 
 
-def cold(graph: Graph, size: int) -> list[Cold]:
-    """For every op of the graph, in its order, in a run that follows another one, with a cache of `size` bytes.
+def cold(graph: Graph, size: int, colours: int = 1) -> list[Cold]:
+    """For every op of the graph, in its order, in a run that follows another one, with a cache of `size` bytes and so
+    many colours.
 
     Bytes of tensors of more than half the cache are left out, but for weights of products: such tensors never stay,
     and the micro-benchmark of such a size has seen that already.
     """
-    cache, block = _Cache(size), places(graph)
+    cache, block = _Cache(size, colours), places(graph)
     most = working_set(graph)
     moved, kinds = 0, dict[str, int]()
     found: list[Cold] = []

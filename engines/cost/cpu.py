@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from engines.cost.cache import capacity, cold, working_set
+from engines.cost.cache import capacity, cold, colours, working_set
 from engines.cost.ceilings import Ceilings
 from engines.cost.graph import Graph
 from engines.cost.optimised import optimised as graph
@@ -28,7 +28,7 @@ def seconds(graph: Graph, ceilings: Ceilings) -> tuple[float, dict[str, int]]:
     size, other = working_set(graph), Counter[str]()
     total = ceilings.seconds[CALL][COLD if size > capacity() else HOT]
     gap = 0.0  # since the last product
-    for op, gone in zip(graph.ops, cold(graph, capacity()), strict=True):
+    for op, gone in zip(graph.ops, cold(graph, capacity(), colours()), strict=True):
         kind = classify(op)
         if kind is None:
             other[op.title] += 1

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engines.cost import cache
-from engines.cost.cache import PAGE, Cold, capacity, cold
+from engines.cost.cache import PAGE, Cold, capacity, cold, colours
 from engines.cost.graph import Graph, Op, Tensor
 from engines.cost.probes import TIMES
 
@@ -60,6 +60,14 @@ def test_tensors_of_more_than_half_the_cache_are_left_to_the_micro_benchmark() -
     assert gone(run(1, width=12), 20)[0] == (0, 0, 0)
 
 
+@pytest.mark.parametrize(("pages", "least", "most"), [(100, 0, 0.05), (480, 0.2, 0.8), (2000, 0.99, 1)])
+def test_what_nearly_fills_a_cache_of_many_colours_does_not_stay_as_a_whole(
+    pages: int, least: float, most: float
+) -> None:
+    found = [c.weight for c in cold(run(*[pages // 10] * 10), 512 * PAGE, colours=32)][1::2]
+    assert len(found) == 10 and least <= sum(found) / 10 <= most
+
+
 def test_what_was_moved_since_a_kernel_ran_last_is_at_most_a_run() -> None:
     found = cold(run(10), 100 * PAGE)
     # Three nodes move 2, 12 and 2 pages; a run goes through 10 pages of weights and 2 of others. The first one's kernel
@@ -76,3 +84,14 @@ def test_the_size_of_the_cache_is_read_from_the_system(tmp_path: Path, monkeypat
     assert capacity() == 1280 * 1024
     monkeypatch.setattr(cache, "_LEVEL_2", tmp_path / "missing")
     assert capacity() == cache.TYPICAL
+
+
+def test_colours_are_read_from_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "_LEVEL_2", tmp_path / "size")
+    monkeypatch.setattr(cache, "_WAYS", tmp_path / "ways")
+    assert colours() == 1
+    (tmp_path / "size").write_text("2048K\n")
+    (tmp_path / "ways").write_text("16\n")
+    assert colours() == 32
+    (tmp_path / "ways").write_text("0\n")  # fully associative
+    assert colours() == 1
