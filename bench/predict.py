@@ -42,7 +42,7 @@ HEAD = 128  # channels of an attention head, as in FLUX
 RANK = 32
 PARTS = 4  # of a round, each with some micro-benchmarks and some models
 COMPARED = ("fp16", "svdq-int4")
-SHORT_S, SHORT_RUNS = 0.03, 5
+SHORT_S, SHORT_RUNS = 0.03, 5  # a model that takes less is run so often for a measurement, after a run that warms up
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Case:
         return float(1e3 * np.median(self.by_clock))
 
     def measure(self, runs: int, pace: Pace) -> None:
-        """A round: `runs` of it, and as many measurements at a steady pace."""
+        """A round: `runs` measurements, each at a steady pace."""
         for _ in range(runs):
             self.taken.append(float(pace.relative(self.once)))
 

@@ -169,17 +169,17 @@ class Ceilings:
     def keep(self, key: str, point: Point, relative: float) -> None:
         """Another value of a round, in units of the pace."""
         self._taken.setdefault((key, point), []).append(float(relative))
-        self._settle(key, point)
+        self._settle(key, point, self.unit or self.pace.usual)
 
     def settle(self) -> None:
         """Tell all that was taken in seconds, at the pace that is usual by now."""
+        unit = self.unit or self.pace.usual
         for key, point in self._taken:
-            self._settle(key, point)
+            self._settle(key, point, unit)
 
-    def _settle(self, key: str, point: Point) -> None:
+    def _settle(self, key: str, point: Point, unit: float) -> None:
         # Not the least of all rounds: no model has the luck of all of its nodes' best moments at once.
-        usual = statistics.median(self._taken[key, point]) * (self.unit or self.pace.usual)
-        self.seconds.setdefault(key, {})[point] = max(usual, 1e-8)
+        self.seconds.setdefault(key, {})[point] = max(statistics.median(self._taken[key, point]) * unit, 1e-8)
 
     def time(self, work: Class) -> float:
         """Seconds of a node with all at hand that it needs.

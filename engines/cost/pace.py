@@ -80,8 +80,8 @@ def clock(threads: int | None) -> Callable[[], float]:
 
 
 def _fixed_work(threads: int | None) -> tuple[Any, dict[str, np.ndarray]]:
-    """About as much time in products as in elementwise nodes, copies and nodes that are next to nothing; all of it at
-    hand in a core's own cache."""
+    """Products, elementwise nodes, copies, and nodes that are next to nothing; all of it at hand in a core's own
+    cache."""
     import onnxruntime as ort
     from onnx import TensorProto, helper, numpy_helper
 

@@ -49,7 +49,7 @@ STEPS = (2, 5)  # of the images whose host work is measured (engines/cost/host.p
 # a common one hold, and more pages than it keeps the addresses of.
 WEIGHTS = 1 << 24
 # Of the random values, which begin again then: more than the branch prediction learns by heart. Kernels for 16 bits
-# branch by a value's sign, and took 2.5 times as long as on 4099 values over and over.
+# branch by a value's sign, and look much faster on some thousand values over and over.
 DISTINCT = 1 << 18
 BLOCK = 64  # group of a blocked weight
 

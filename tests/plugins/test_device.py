@@ -161,6 +161,24 @@ def test_a_capture_ends_where_its_block_fails(device: Device, stand_in: ctypes.C
     stream.close()
 
 
+def test_a_recording_that_cannot_be_made_a_graph_is_freed(
+    device: Device, stand_in: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = device.driver.call
+
+    def refusing(name: str, *arguments: object) -> None:
+        if name == "cuGraphInstantiateWithFlags":
+            raise CudaError(name, 801, "not supported")
+        call(name, *arguments)
+
+    monkeypatch.setattr(device.driver, "call", refusing)
+    stream = device.stream()
+    with pytest.raises(CudaError, match="not supported"), stream.capture():
+        assert stand_in.stand_in_recording()
+    stream.close()
+    assert stand_in.stand_in_open() == 0
+
+
 def test_events_time_a_stream(device: Device, stand_in: ctypes.CDLL) -> None:
     stream, begin, end = device.stream(), device.event(), device.event()
     begin.record(stream)
