@@ -24,6 +24,7 @@ import numpy as np
 from artifact.files import write_json
 from engines.cost.cache import Cold
 from engines.cost.pace import Pace, clock
+from engines.cost.probe_graphs import build
 from engines.cost.probes import (
     BETWEEN,
     CALL,
@@ -44,7 +45,6 @@ from engines.cost.probes import (
     Class,
     Point,
     axes,
-    build,
 )
 from engines.cost.structure import Structure
 

@@ -15,6 +15,7 @@ from engines.cost import ceilings as module
 from engines.cost.cache import Cold
 from engines.cost.ceilings import ALWAYS, Ceilings, grid, path
 from engines.cost.graph import Op, Tensor
+from engines.cost.probe_graphs import build
 from engines.cost.probes import (
     BETWEEN,
     BINARY,
@@ -35,7 +36,6 @@ from engines.cost.probes import (
     VIEWS,
     Class,
     axes,
-    build,
     classify,
     streamed,
 )
